@@ -1,0 +1,1 @@
+"""Presets (and, later, deployments), shipped as package data."""

@@ -1,0 +1,1 @@
+"""The DAGs. Read `experiment.py` first; `cli.py` is the `mot` command."""

@@ -1,0 +1,123 @@
+"""The main path: Merge-of-Thought as an experiment, from problems to evaluated students. Read this first.
+
+    problems → rationales of each teacher → verdicts → matched corpora → methods → evaluation
+
+Every line builds steps (values: `mot_core.dag`) and hands them to `do`, which is all that differs between
+planning them and running them as Prefect tasks (`flows.orchestrate`). Comparison and report follow from what
+is published (`mot_core.tables`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mot_core.dag import (
+    Do,
+    StudentAt,
+    benchmark_problems_step,
+    completions_step,
+    corpora_step,
+    evaluation_step,
+    path_snapshots,
+    problems_step,
+    verdicts_step,
+)
+from mot_core.methods import Distilled, Setting, method_named
+from mot_core.spec import Experiment
+from mot_core.spec import Method as MethodSpec
+from mot_core.steps import Step
+from mot_core.world import World
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One student at one round, with the evaluations asked of it: `(benchmark name, split, step)`."""
+
+    budget: str
+    seed: int
+    round_index: int
+    is_final: bool
+    student: StudentAt
+    path: Distilled
+    evaluations: tuple[tuple[str, str, Step], ...]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The experiment's nodes that results are read from."""
+
+    problems: Step
+    verdicts: dict[str, Step]
+    corpora: Step
+    students: tuple[Evaluated, ...]
+
+
+def experiment(spec: Experiment, world: World, do: Do, touch_test: bool = True) -> Outline:
+    """Everything that the spec asks for. `touch_test=False` stops at the dev split (tuning)."""
+    problems = problems_step(spec.problems, world, label="problems to train on")
+    do(problems, *benchmark_problems(spec, world, touch_test))
+    rationales, verdicts = {}, {}
+    for teacher in spec.teachers:
+        rationales[teacher.name] = completions_step(spec, world, teacher, problems)
+        verdicts[teacher.name] = verdicts_step(spec, teacher, problems, rationales[teacher.name])
+        do(rationales[teacher.name])
+        do(verdicts[teacher.name])
+    corpora = corpora_step(spec, problems, verdicts)
+    do(corpora)
+
+    students: list[Evaluated] = []
+    for budget in spec.budgets:
+        for seed in spec.training_seeds:
+            for method in spec.methods:
+                for path in distil(spec, world, corpora, budget, seed, method, do):
+                    students += evaluate(spec, world, budget, seed, method, path, do, touch_test)
+    return Outline(problems, verdicts, corpora, tuple(students))
+
+
+def benchmark_problems(spec: Experiment, world: World, touch_test: bool) -> list[Step]:
+    """The problems of every benchmark, on dev and, once, on test."""
+    splits = ("dev", "test") if touch_test else ("dev",)
+    return [benchmark_problems_step(spec, world, b, on=split) for split in splits for b in spec.evaluation.benchmarks]
+
+
+def distil(
+    spec: Experiment, world: World, corpora: Step, budget: str, seed: int, method: MethodSpec, do: Do
+) -> list[Distilled]:
+    """The students that one method trains with one seed under one budget."""
+    snapshots = path_snapshots(spec, "std")
+    setting = Setting(spec, world, corpora, budget, seed, spec.learning_rate(method.name), snapshots)
+    return method_named(method)(setting, do)
+
+
+def evaluate(
+    spec: Experiment, world: World, budget: str, seed: int, method: MethodSpec, path: Distilled, do: Do,
+    touch_test: bool,
+) -> list[Evaluated]:  # fmt: skip
+    """The path's students on the dev split, round by round; only its final one on the test split."""
+    final_round = path.final_round if path.final_round is not None else spec.final_round
+    evaluated = []
+    for round_index, student in path.rounds.items():
+        is_final = round_index == final_round
+        splits = ["dev"] if is_final or _asked_for(spec, method.name, round_index) else []
+        if is_final and touch_test:
+            splits.append("test")
+        facts = {"method": path.label, "seed": seed, "round": round_index, "budget": budget}
+        what = f"{path.label} round {round_index}" if round_index else path.label
+        evaluations = tuple(
+            (benchmark.name, split, evaluation_step(
+                spec, world, benchmark, student, on=split, facts=facts,
+                label=f"evaluate {what}, seed {seed}, {benchmark.name} ({split})",
+            ))
+            for split in splits for benchmark in spec.evaluation.benchmarks
+        )  # fmt: skip
+        if evaluations:
+            do(*[step for _, _, step in evaluations])
+            evaluated.append(Evaluated(budget, seed, round_index, is_final, student, path, evaluations))
+    return evaluated
+
+
+def _asked_for(spec: Experiment, method_name: str, round_index: int) -> bool:
+    along = spec.evaluation.path
+    if along.methods is not None and method_name not in along.methods:
+        return False
+    return along.rounds == "all" or (along.rounds != "last" and round_index in along.rounds)

@@ -1,0 +1,87 @@
+"""The experiment as a Prefect flow: the same algorithm, with each `do` a task run.
+
+Invariant: this process holds records and ids only; it never imports torch and never forks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.experiment import Evaluated, Outline, experiment
+from mot_core.spec import Experiment
+from mot_core.steps import Step
+from tasks.artifacts import score_table
+from tasks.invocation import Invocation, invocation_of
+from tasks.stages import TASKS
+
+# A thread a task run: each only waits for a worker, and the pool of workers decides who computes.
+MAX_WAITING_TASKS = 512
+
+
+class Submitter:
+    """`do` for a running flow: one task run a call, after the task runs that it depends on."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self.invocation = invocation
+        self.futures: dict[str, PrefectFuture[Any]] = {}
+
+    def __call__(self, *steps: Step) -> None:
+        wanted = {step.identity: step for step in steps if step.identity not in self.futures}
+        if not wanted:
+            return
+        first = next(iter(wanted.values()))
+        parents = [parent for step in wanted.values() for _, parent in step.parents if parent.identity not in wanted]
+        upstream = list({id(future): future for future in (self.futures[p.identity] for p in parents)}.values())
+        name = first.label if len(wanted) == 1 else _group_label(list(wanted.values()))
+        self.invocation.steps.update(wanted)
+        future = TASKS[first.kind].with_options(task_run_name=name).submit(
+            self.invocation.run_id, list(wanted), upstream
+        )
+        self.futures.update(dict.fromkeys(wanted, future))
+
+
+def _group_label(steps: list[Step]) -> str:
+    facts = steps[0].facts
+    if steps[0].kind == "evaluation":
+        where = f" round {facts['round']}" if facts["round"] else ""
+        return f"evaluate {facts['method']}{where}, seed {facts['seed']}"
+    return f"{steps[0].kind} × {len(steps)}"
+
+
+@flow(name="mot-experiment", flow_run_name="{run_id}", validate_parameters=False, persist_result=False,
+      task_runner=ThreadPoolTaskRunner(max_workers=MAX_WAITING_TASKS))  # type: ignore[arg-type]  # fmt: skip
+def run_experiment(spec: dict[str, Any], run_id: str) -> None:
+    """Run the experiment of a spec under a registered invocation, until every step is published.
+
+    Raises:
+        MotError: the first failure, once the steps that were computing have ended.
+    """
+    invocation = invocation_of(run_id)
+    experiment_spec = Experiment.model_validate(spec)
+    do = Submitter(invocation)
+    outline = experiment(experiment_spec, invocation.world, do)
+    tables = [
+        score_table.with_options(task_run_name=f"score table, round {round_index}").submit(
+            run_id, experiment_spec.name, round_index, [do.futures[s.identity] for e in evaluated for *_, s in e.evaluations]
+        )
+        for round_index, evaluated in by_round(outline).items()
+    ]
+    raise_first_failure(invocation, do, tables)
+
+
+def by_round(outline: Outline) -> dict[int, list[Evaluated]]:
+    """The evaluated students by round, in order."""
+    rounds = sorted({evaluated.round_index for evaluated in outline.students})
+    return {r: [evaluated for evaluated in outline.students if evaluated.round_index == r] for r in rounds}
+
+
+def raise_first_failure(invocation: Invocation, do: Submitter, tables: list[PrefectFuture[Any]]) -> None:
+    """Wait for every task run; raise the first cause of failure, not what followed from it."""
+    for future in [*dict.fromkeys(do.futures.values()), *tables]:
+        future.wait()
+    if invocation.failure is not None:
+        raise invocation.failure

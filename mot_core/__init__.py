@@ -1,0 +1,1 @@
+"""The method: Merge-of-Thought distillation, free of orchestrator and tracker."""

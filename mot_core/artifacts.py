@@ -1,0 +1,306 @@
+"""The store: what is done, and the only truth about it.
+
+    STORE/store.json             format of this store
+    STORE/objects/<identity>/    one published step: its files, and manifest.json written last
+    STORE/tmp/<identity>/        unfinished work, kept between attempts so that a step may resume
+    STORE/locks/<identity>.lock  held by the process that computes a step
+    STORE/logs/<identity>.log    what the step's worker printed
+    STORE/runs/<run id>/         one invocation: index, summary, report (not content-addressed)
+
+Invariant: a step exists if and only if its manifest does, and a published step's files are never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mot_core.errors import StoreError
+from mot_core.locks import FileLock, Lock
+from mot_core.steps import Step
+
+STORE_FORMAT = 1
+MANIFEST = "manifest.json"
+log = logging.getLogger("mot.store")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one published step. `files` maps a relative name to its SHA-256 and size in bytes."""
+
+    identity: str
+    kind: str
+    version: int
+    label: str
+    spec: dict[str, Any]
+    parents: list[list[str]]
+    files: dict[str, dict[str, Any]]
+    counts: dict[str, Any]
+    versions: dict[str, str]
+    host: dict[str, Any]
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Published:
+    """A small record of a published step; this, never a tensor or table, passes between tasks."""
+
+    identity: str
+    kind: str
+    path: Path
+    counts: dict[str, Any] = field(default_factory=dict)
+    reused: bool = True
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Published:
+        return cls(**{**record, "path": Path(record["path"])})
+
+
+class Store:
+    """Published steps under one root. Safe for several processes of one machine at once."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().resolve()
+
+    # -- opening ---------------------------------------------------------------------------------------
+
+    def open(self) -> Store:
+        """Create what is missing and refuse what cannot serve.
+
+        Raises:
+            StoreError: read-only, full, or written by a newer version.
+        """
+        marker = self.root / "store.json"
+        with _explained(f"store {self.root}"):
+            for name in ("objects", "tmp", "locks", "logs", "runs"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                write_atomically(marker, json.dumps({"format": STORE_FORMAT}) + "\n")
+            probe = self.root / "tmp" / f".writable-{os.getpid()}"
+            write_atomically(probe, "x" * 4096)
+            probe.unlink()
+            found = json.loads(marker.read_text()).get("format")
+        if not isinstance(found, int) or found > STORE_FORMAT:
+            raise StoreError(
+                f"store {self.root}: its format is {found!r}, this program understands up to {STORE_FORMAT}; "
+                "it was written by a newer version: upgrade mot, or give another --store"
+            )
+        return self
+
+    # -- places ----------------------------------------------------------------------------------------
+
+    def object_dir(self, identity: str) -> Path:
+        return self.root / "objects" / identity
+
+    def work_dir(self, identity: str) -> Path:
+        return self.root / "tmp" / identity
+
+    def log_path(self, identity: str) -> Path:
+        return self.root / "logs" / f"{identity}.log"
+
+    def lock(self, identity: str) -> Lock:
+        return FileLock(self.root / "locks" / f"{identity}.lock")
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def manifest(self, identity: str) -> Manifest | None:
+        """The manifest of a step, or None if the step is not published (or its manifest is unreadable)."""
+        path = self.object_dir(identity) / MANIFEST
+        try:
+            document = json.loads(path.read_text())
+            return Manifest(**document)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            log.warning("%s is damaged (%s): the step will be redone", path, error)
+            return None
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every published step's manifest."""
+        for entry in sorted((self.root / "objects").iterdir()) if (self.root / "objects").is_dir() else ():
+            found = self.manifest(entry.name)
+            if found is not None:
+                yield found
+
+    def find(self, identity: str, verify: bool = True) -> Published | None:
+        """A published step whose files match their hashes; None, with a warning, if any is damaged."""
+        manifest = self.manifest(identity)
+        if manifest is None:
+            return None
+        if verify:
+            damaged = self.damaged_files(manifest)
+            if damaged:
+                log.warning("%s %s: damaged: %s; the step will be redone", manifest.kind, identity, "; ".join(damaged))
+                return None
+        return Published(
+            identity, manifest.kind, self.object_dir(identity), manifest.counts, True,
+            manifest.ended - manifest.started,
+        )  # fmt: skip
+
+    def damaged_files(self, manifest: Manifest) -> list[str]:
+        """What is wrong with a published step's files, a line a file; empty when all is well."""
+        damaged = []
+        for name, facts in manifest.files.items():
+            path = self.object_dir(manifest.identity) / name
+            if not path.is_file():
+                damaged.append(f"{name} is missing")
+            elif path.stat().st_size != facts["size"]:
+                damaged.append(f"{name} has {path.stat().st_size} bytes, expected {facts['size']}")
+            elif sha256_of(path) != facts["sha256"]:
+                damaged.append(f"{name} does not match its hash")
+        return damaged
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def obtain(self, step: Step, compute: Callable[[Path], dict[str, Any]]) -> Published:
+        """The published step, computed by `compute(work_dir)` under the step's lock if it is missing.
+
+        `compute` writes every file of the step into `work_dir` and returns its counts; names that start with
+        a dot are scratch (checkpoints), removed at publication.
+        """
+        with _explained(f"{step.kind} {step.identity}"), self.lock(step.identity):
+            found = self.find(step.identity)
+            if found is not None:
+                return found
+            work_dir = self.work_dir(step.identity)
+            work_dir.mkdir(parents=True, exist_ok=True)
+            _clear(work_dir, scratch=False)  # what a killed attempt left half written
+            started = time.time()
+            counts = compute(work_dir)
+            return self._publish(step, work_dir, counts, started)
+
+    def _publish(self, step: Step, work_dir: Path, counts: dict[str, Any], started: float) -> Published:
+        from mot_core.provenance import host_facts, package_versions
+
+        _clear(work_dir, scratch=True)
+        names = sorted(str(path.relative_to(work_dir)) for path in work_dir.rglob("*") if path.is_file())
+        files = {}
+        for name in names:
+            path = work_dir / name
+            sync_file(path)
+            files[name] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+        ended = time.time()
+        manifest = Manifest(
+            step.identity, step.kind, step.version, step.label, dict(step.spec), step.parent_identities(), files,
+            counts, package_versions(), host_facts(), started, ended,
+        )  # fmt: skip
+        final_dir = self.object_dir(step.identity)
+        if final_dir.exists():
+            self._remove_unpublished(final_dir, files)
+        os.replace(work_dir, final_dir)
+        sync_directory(final_dir.parent)
+        write_atomically(final_dir / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+        return Published(step.identity, step.kind, final_dir, counts, False, ended - started)
+
+    def _remove_unpublished(self, final_dir: Path, new_files: dict[str, dict[str, Any]]) -> None:
+        """Clear a torn or damaged object; its manifest goes first, so that it never counts as done."""
+        manifest_path = final_dir / MANIFEST
+        if manifest_path.exists():
+            with contextlib.suppress(ValueError, KeyError):
+                old_files = json.loads(manifest_path.read_text())["files"]
+                same = {n: f["sha256"] for n, f in old_files.items()} == {n: f["sha256"] for n, f in new_files.items()}
+                log.warning("%s redone: %s", final_dir.name, "the same content" if same else "CONTENT DIFFERS")
+            manifest_path.unlink()
+        shutil.rmtree(final_dir)
+
+
+def _clear(work_dir: Path, scratch: bool) -> None:
+    """Remove a work directory's scratch entries (dot names), or all the others."""
+    for entry in list(work_dir.iterdir()):
+        if entry.name.startswith(".") == scratch:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """The hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary neighbour, synced, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return [json.loads(line) for line in file]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w") as file:
+        file.writelines(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+
+
+def find_all(store: Store, identities: list[str]) -> dict[str, Published | None]:
+    """`Store.find` for many steps at once; hashing releases the interpreter, so threads help."""
+    unique = list(dict.fromkeys(identities))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(unique, pool.map(store.find, unique), strict=True))
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space, then run the same command again: it goes on from what is published",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
+    errno.EROFS: "the file system is read-only; give a --store that can be written",
+    errno.EACCES: "permission denied; give a --store that this user can write",
+    errno.EPERM: "permission denied; give a --store that this user can write",
+    errno.ENOTDIR: "a part of the path is a file, not a directory; give another --store",
+}
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn the disk's own errors into ones that say what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise StoreError(f"{what}: {_DISK_ERRORS[error.errno]} ({error.filename or error})") from error
+        raise
+    except Exception as error:
+        # safetensors reports the disk's errors as its own type, with the number in the text.
+        if "os error 28" in str(error):
+            raise StoreError(f"{what}: {_DISK_ERRORS[errno.ENOSPC]} ({error})") from error
+        raise

@@ -1,0 +1,25 @@
+"""The control: the union of all corpora, split at random into as many parts as there are teachers.
+
+MoT's loop on these parts has the same data, branches and merges, but no branch belongs to a teacher; the
+difference to MoT is what teacher-specific branches are worth.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from mot_core.corpus.tables import read_corpus, write_corpus
+from mot_core.identity import derive_seed
+from mot_core.runner import StepContext
+
+
+def build_shuffled_corpora(context: StepContext) -> dict[str, Any]:
+    """Runner of `shuffled-corpora`: `part-<n>.parquet`, of equal size up to one."""
+    names = context.spec["teachers"]
+    union = [row for name in names for row in read_corpus(context.parent_dir("corpora") / f"{name}.parquet")]
+    random.Random(derive_seed("shuffle", context.spec["seed"])).shuffle(union)
+    parts = [union[index :: len(names)] for index in range(len(names))]
+    for index, rows in enumerate(parts):
+        write_corpus(context.work_dir / f"part-{index + 1}.parquet", rows)
+    return {"num_rationales": [len(rows) for rows in parts]}

@@ -1,0 +1,1 @@
+"""Measuring students: benchmarks, metrics, and statistics that pair by problem."""

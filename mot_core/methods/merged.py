@@ -1,0 +1,79 @@
+"""The methods that merge: MoT itself, its one-shot variant, and the control with shuffled corpora."""
+
+from __future__ import annotations
+
+from mot_core.dag import Do, StudentAt, branch_step, merge_step, shuffled_corpora_step
+from mot_core.methods.base import Distilled, Setting
+from mot_core.steps import Step
+
+
+def mot(setting: Setting, do: Do) -> list[Distilled]:
+    """Merge-of-Thought (paper, method): T rounds of one branch a teacher, then a merge."""
+    corpora = {name: name for name in setting.teachers}
+    return [_alternate(setting, do, "mot", setting.corpora, corpora)]
+
+
+def shuffled(setting: Setting, do: Do) -> list[Distilled]:
+    """MoT's loop on random parts of the union: the same data and merges, but no branch has a teacher of its own."""
+    parts = shuffled_corpora_step(setting.corpora, setting.teachers, setting.seed)
+    do(parts)
+    # A part takes a teacher's place only so that merge weights by teacher keep their meaning as positions.
+    corpora = {name: f"part-{index + 1}" for index, name in enumerate(setting.teachers)}
+    return [_alternate(setting, do, "shuffled", parts, corpora)]
+
+
+def merge_once(setting: Setting, do: Do) -> list[Distilled]:
+    """One-shot merge: K branches trained apart for the full length, merged once at the end."""
+    branches = {
+        name: setting.full_branch(
+            [name], num_steps=setting.path_length, teacher=name, method="merge_once",
+            label=f"finetune {name}, {setting.path_length} steps, seed {setting.seed}",
+        )
+        for name in setting.teachers
+    }  # fmt: skip
+    for branch in branches.values():
+        do(branch)
+    last = setting.spec.rounds
+    merged = merge_step(
+        setting.spec, setting.start, branches, label=f"merge once, seed {setting.seed}",
+        facts={"method": "merge_once", "seed": setting.seed, "round": last, "budget": setting.budget},
+    )  # fmt: skip
+    do(merged)
+    return [
+        Distilled(
+            "merge_once", {last: StudentAt(merged)}, {last: setting.path_length}, tuple(branches.values()),
+            ((last, merged),), final_round=last,
+        )
+    ]  # fmt: skip
+
+
+def _alternate(setting: Setting, do: Do, method: str, corpora: Step, corpus_of: dict[str, str]) -> Distilled:
+    """θₜ ← Σₖ wₖ SFT(θₜ₋₁, D_k) for t = 1…T."""
+    spec, student = setting.spec, setting.start
+    rounds: dict[int, StudentAt] = {}
+    all_branches: list[Step] = []
+    merges: list[tuple[int, Step]] = []
+    for round_index in range(1, spec.rounds + 1):
+        where = f"round {round_index}, seed {setting.seed}"
+        facts = {"method": method, "round": round_index, "budget": setting.budget}
+        branches = {
+            teacher: branch_step(
+                spec, student, corpora, [corpus], learning_rate=setting.learning_rate, seed=setting.seed,
+                first_step=(round_index - 1) * spec.steps_per_round, num_steps=spec.steps_per_round,
+                total_steps=setting.path_length, snapshot_steps=[],
+                label=f"finetune {corpus}, {method} {where}", facts={**facts, "teacher": corpus},
+            )
+            for teacher, corpus in corpus_of.items()
+        }  # fmt: skip
+        for branch in branches.values():
+            do(branch)
+        merged = merge_step(
+            spec, student, branches, label=f"merge, {method} {where}", facts={**facts, "seed": setting.seed}
+        )
+        do(merged)
+        student = StudentAt(merged)
+        rounds[round_index] = student
+        all_branches += branches.values()
+        merges.append((round_index, merged))
+    path_steps = {round_index: round_index * spec.steps_per_round for round_index in rounds}
+    return Distilled(method, rounds, path_steps, tuple(all_branches), tuple(merges))

@@ -1,0 +1,77 @@
+"""Loading and saving models: safetensors only, never remote code. Imported in workers only (torch)."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mot_core.errors import ModelError
+from mot_core.prompts import require_chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def device_of(name: str) -> torch.device:
+    return torch.device(name)
+
+
+def load_tokenizer(locator: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer that has a chat template, an end token and a pad token of its own."""
+    with _explained(locator):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            locator, revision=revision, trust_remote_code=False
+        )
+    require_chat_template(tokenizer, f"model {locator}")
+    if tokenizer.eos_token is None:
+        raise ModelError(f"model {locator}: its tokenizer has no end token; generation could not stop")
+    return tokenizer
+
+
+def load_model(locator: str, revision: str | None, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model in `dtype` on a device, in evaluation mode."""
+    with _explained(locator), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            locator, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            attn_implementation="sdpa",
+        )  # fmt: skip
+    model.config.use_cache = True
+    # Sampling belongs to the spec; what a model's own generation config says about it must not reach saved students.
+    for field in ("temperature", "top_p", "top_k"):
+        setattr(model.generation_config, field, None)
+    placed: PreTrainedModel = model.to(device_of(device)).eval()
+    return placed
+
+
+def local_copy(locator: str, revision: str | None) -> Path:
+    """The directory of a model: its own, or that of a hub model in the local cache."""
+    if Path(locator).is_dir():
+        return Path(locator)
+    from huggingface_hub import snapshot_download
+
+    with _explained(locator):
+        return Path(snapshot_download(locator, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+
+
+def save_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """A directory that `from_pretrained` loads: weights as safetensors, config, generation config, tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def _explained(locator: str) -> Any:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model {locator}: cannot be loaded: {error}; expected a directory with config.json, tokenizer and "
+            "*.safetensors, or a hub id that this machine can reach"
+        ) from error

@@ -1,0 +1,54 @@
+"""What a result was made with: package versions, host facts, the program's commit. Never part of identity."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("mot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow", "reasoning-gym")
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Installed versions of what changes numbers."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def host_facts() -> dict[str, Any]:
+    """The machine and thread settings of this process."""
+    return {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpus": os.cpu_count(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
+        "pid": os.getpid(),
+    }
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the program's checkout, with '+' if it has uncommitted changes; None outside one."""
+    root = Path(__file__).resolve().parent.parent
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        if ask("rev-parse", "--show-toplevel") != str(root):
+            return None
+        commit = ask("rev-parse", "HEAD")
+        return f"{commit}+" if commit and ask("status", "--porcelain", "--untracked-files=no") else commit or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,94 @@
+"""The tables of one run: what the report draws, what the tracker logs, what a notebook loads.
+
+Everything here is derived from published steps and the run's index, so it can be made again at any time.
+Invariant: a table has its columns even when it is empty.
+
+Column vocabulary. `method` is one of `base`, `std/<teacher>`, `mtd`, `merge_once`, `mot`, `ensemble`,
+`shuffled` (or a user's own). `budget` is `matched_path` or `matched_compute` (`base` appears under each
+budget that was run). `seed` is the training seed (`base` has one row a seed, all equal). `round` counts
+merges from 1, and 0 is the untrained student; a path without rounds counts the round boundary that it
+passed (after r × steps_per_round steps), so curves share an axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
+    # One row per evaluated student and benchmark. `is_final` marks the student that the stopping rule chose.
+    # `split` is 'test' or 'dev'; `role` is 'home' or 'panel'. Shares are in [0, 1].
+    "scores": (
+        "budget", "method", "teacher", "seed", "round", "is_final", "benchmark", "split", "role", "k",
+        "num_problems", "avg_at_k", "pass_at_k", "maj_at_k", "mean_completion_tokens", "truncated_share",
+        "unparseable_share", "failed_share", "path_steps", "identity",
+    ),
+    # One row per evaluated student, benchmark and problem: the unit of every paired test.
+    "problem_scores": (
+        "budget", "method", "seed", "round", "is_final", "benchmark", "split", "problem_id", "num_correct",
+        "num_samples", "majority_correct",
+    ),
+    # Final students on the test split, seeds pooled by problem. delta = a − b in avg@k; 95 % interval.
+    "comparisons": (
+        "budget", "a", "b", "benchmark", "delta", "ci_low", "ci_high", "p_value", "p_value_holm",
+        "num_problems", "num_seeds",
+    ),
+    # Teacher × problem: how often a teacher was right, and whether the problem entered the matched corpora.
+    "coverage": ("teacher", "family", "problem_id", "num_samples", "num_correct", "selected"),
+    # One row per rationale drawn from a teacher. verdict: correct, incorrect, unparseable, truncated, …
+    "rationales": ("teacher", "problem_id", "family", "completion_tokens", "verdict", "selected"),
+    # What was lost between drawn rationales and corpus, in order: filter name, number dropped, number left.
+    "corpus_ledger": ("filter", "num_dropped", "num_left"),
+    # Totals per method (sum over its own path; teachers' tokens are those of the corpora that it trains on).
+    "cost": (
+        "budget", "method", "seed", "teacher_tokens", "training_tokens", "training_flops", "branch_steps",
+        "path_steps", "inference_tokens_per_problem", "num_students_at_inference",
+    ),
+    # Loss on completion tokens (nats) at each optimizer step of a branch.
+    "training": ("budget", "method", "seed", "round", "branch", "step", "loss", "grad_norm", "tokens"),
+    # One row per merge and layer group. `branch` is a branch name, or 'merged'. `drift` is the L2 norm of the
+    # update from the round's start; `relative_drift` divides by the norm of the start's tensor.
+    "merge_drift": ("budget", "method", "seed", "round", "branch", "layer", "kind", "drift", "relative_drift"),
+    # One row per merge: mean pairwise cosine of the branches' updates, share of coordinates on which all
+    # branches' updates share a sign, share of the mean update energy kept by the merge.
+    "merge_agreement": (
+        "budget", "method", "seed", "round", "mean_cosine", "min_cosine", "sign_agreement", "energy_kept",
+    ),
+    # What students and branches answered on a few test problems. `text` is untrusted model output.
+    "answers": (
+        "budget", "method", "seed", "round", "branch", "benchmark", "problem_id", "question", "gold", "text",
+        "verdict",
+    ),
+    # One row per step of the DAG. `state` is 'run' or 'reused'. Seconds are compute, not waiting.
+    "steps": ("identity", "kind", "label", "state", "seconds", "method", "seed", "round", "teacher"),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one run, as pandas DataFrames, with its summary, spec and provenance."""
+
+    run_id: str
+    spec: dict[str, Any]
+    summary: dict[str, Any]
+    provenance: dict[str, Any]
+    scores: pd.DataFrame
+    problem_scores: pd.DataFrame
+    comparisons: pd.DataFrame
+    coverage: pd.DataFrame
+    rationales: pd.DataFrame
+    corpus_ledger: pd.DataFrame
+    cost: pd.DataFrame
+    training: pd.DataFrame
+    merge_drift: pd.DataFrame
+    merge_agreement: pd.DataFrame
+    answers: pd.DataFrame
+    steps: pd.DataFrame
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table by name, in the order of `TABLE_COLUMNS`."""
+        return {name: getattr(self, name) for name in TABLE_COLUMNS}

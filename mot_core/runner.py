@@ -1,0 +1,116 @@
+"""Run one step in this process: look it up, compute it under its lock, publish it.
+
+Workers call `run_step`; so may a notebook. Nothing here knows how processes are arranged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mot_core.artifacts import Published, Store
+from mot_core.steps import RemoteStep, Step, runner_of
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How, never what: settings of an invocation that change no result."""
+
+    threads: int = 1
+    checkpoint_seconds: float = 60.0
+    device: str = "cpu"
+
+
+@dataclass
+class StepContext:
+    """What a runner is given: the step, where to write, its parents' files, and how to tell progress."""
+
+    step: RemoteStep
+    store: Store
+    settings: RunSettings
+    work_dir: Path
+    emit: Emit
+    models: ModelCache
+    children: list[Published] = field(default_factory=list)
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return self.step.spec
+
+    def parent_dir(self, role: str) -> Path:
+        """Where the files of the parent in a role lie."""
+        for name, _, identity in self.step.parent_records:
+            if name == role:
+                return self.store.object_dir(identity)
+        raise KeyError(f"{self.step.kind} has no parent {role!r}")
+
+    def parents(self, prefix: str) -> list[tuple[str, Path]]:
+        """`(role, files)` of every parent whose role starts with a prefix, in the step's order."""
+        return [
+            (role, self.store.object_dir(identity))
+            for role, _, identity in self.step.parent_records
+            if role.startswith(prefix)
+        ]
+
+    def model_dir(self, role: str) -> str:
+        """A model to load: a parent step's files, or the outside model that the step's locators name."""
+        if role in self.step.locators:
+            locator: str = self.step.locators[role]
+            return locator
+        path = self.parent_dir(role)
+        subdirectory = self.spec.get(f"{role}_subdirectory")
+        return str(path / subdirectory if subdirectory else path)
+
+    def substep(self, kind: str, spec: Mapping[str, Any], compute: Callable[[Path], dict[str, Any]]) -> Published:
+        """A part of this step that is published by itself, so that a killed step goes on from it."""
+        part = Step(kind, spec, label=self.step.label)
+        published = self.store.obtain(part, compute)
+        self.children.append(published)
+        return published
+
+    def progress(self, done: float, total: float, unit: str, **facts: Any) -> None:
+        self.emit({"event": "progress", "done": done, "total": total, "unit": unit, **facts})
+
+
+class ModelCache:
+    """The last model that this process loaded, so that one load serves a student's whole panel."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._value: Any = None
+
+    def get(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
+        if self._key != key:
+            self._key, self._value = None, None
+            self._value = load()
+            self._key = key
+        return self._value
+
+
+def run_step(
+    step: RemoteStep, store: Store, settings: RunSettings, emit: Emit, models: ModelCache
+) -> tuple[Published, list[Published]]:
+    """The published step and the parts it published on the way; computed only if missing."""
+    children: list[Published] = []
+
+    def compute(work_dir: Path) -> dict[str, Any]:
+        context = StepContext(step, store, settings, work_dir, emit, models, children)
+        with computing(emit):
+            return runner_of(step.kind)(context)
+
+    return store.obtain(step, compute), children
+
+
+@contextlib.contextmanager
+def computing(emit: Emit) -> Iterator[None]:
+    """Tell that this process computes, for the time in which it does."""
+    emit({"event": "computing", "on": True})
+    try:
+        yield
+    finally:
+        emit({"event": "computing", "on": False})

@@ -1,0 +1,62 @@
+"""One invocation's directory, `STORE/runs/<run id>/`: what ran, and where its results lie.
+
+`index.json` lists the experiment's nodes, students and evaluations by identity, so that every table can be made
+again from the store without rebuilding the DAG. Invariant: nothing here is truth about what is done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from mot_core.artifacts import Store, write_atomically
+from mot_core.errors import StoreError
+from mot_core.spec import nearest
+
+INDEX, SUMMARY = "index.json", "summary.json"
+
+
+def new_run_dir(store: Store, name: str, spec_identity: str) -> Path:
+    """A fresh directory named after experiment, spec and count: no clock in a run's name."""
+    for count in itertools.count(1):
+        path = store.root / "runs" / f"{name}-{spec_identity[:8]}-{count:03d}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
+
+
+def find_run_dir(store: Store, run: str) -> Path:
+    """A run's directory by its id, or by the start of its id (the newest that fits).
+
+    Raises:
+        StoreError: no such run, with the nearest right one.
+    """
+    runs = store.root / "runs"
+    names = sorted(path.name for path in runs.iterdir()) if runs.is_dir() else []
+    fitting = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
+    if not fitting:
+        known = ", ".join(names[-5:]) or "none yet"
+        raise StoreError(f"no run {run!r} in {store.root}; {nearest(run, names)}the last ones: {known}")
+    return runs / max(fitting, key=lambda name: (runs / name).stat().st_mtime)
+
+
+def write_index(run_dir: Path, index: dict[str, Any]) -> None:
+    write_atomically(run_dir / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def read_index(run_dir: Path) -> dict[str, Any]:
+    """A run's index.
+
+    Raises:
+        StoreError: the run has none: it was ended before it planned anything.
+    """
+    try:
+        index: dict[str, Any] = json.loads((run_dir / INDEX).read_text())
+        return index
+    except FileNotFoundError:
+        raise StoreError(f"run {run_dir.name} has no {INDEX}: it ended before anything was planned; run it again") from None

@@ -1,0 +1,186 @@
+"""Specs as YAML: presets by name or files by path, dotted overrides, and errors a newcomer can act on.
+
+Invariant: every refusal is a `SpecError` whose lines name source, field, value, what is allowed and, for a
+misspelt word, the nearest right one.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mot_core.errors import SpecError
+from mot_core.spec import Experiment, nearest
+
+
+def preset_names() -> list[str]:
+    """The shipped presets, by name."""
+    folder = resources.files("deployments") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_spec(preset_or_file: str, overrides: list[str] | None = None) -> Experiment:
+    """The experiment that a preset name or a YAML file describes, with `dotted.key=value` overrides applied.
+
+    Raises:
+        SpecError: unreadable source, unknown field, wrong value, or a spec that contradicts itself.
+    """
+    source, text = _read(preset_or_file)
+    document = _parse_yaml(source, text)
+    for override in overrides or []:
+        _apply_override(document, override)
+    return spec_from_document(document, source)
+
+
+def spec_from_document(document: dict[str, Any], source: str) -> Experiment:
+    """An experiment from parsed YAML; `source` names where it came from in errors."""
+    try:
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise SpecError(f"{source}: the spec is wrong in {len(lines)} place(s)\n" + "\n".join(lines)) from None
+
+
+def spec_to_yaml(spec: Experiment) -> str:
+    """The full spec, every default written out."""
+    text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _read(preset_or_file: str) -> tuple[str, str]:
+    path = Path(preset_or_file).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return str(preset_or_file), path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{preset_or_file}: cannot be read as a spec: {error}") from None
+    names = preset_names()
+    if preset_or_file not in names:
+        raise SpecError(
+            f"{preset_or_file!r} is neither a preset nor a YAML file; presets: {', '.join(names)}; "
+            f"{nearest(preset_or_file, names)}a file's name ends in .yaml"
+        )
+    resource = resources.files("deployments") / "presets" / f"{preset_or_file}.yaml"
+    return f"preset {preset_or_file}", resource.read_text()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, where plain YAML would keep the last one silently."""
+
+
+def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key_node, deep=True) for key_node, _ in node.value]  # type: ignore[no-untyped-call]
+    repeated = [key for index, key in enumerate(keys) if key in keys[:index]]
+    if repeated:
+        raise yaml.constructor.ConstructorError(None, None, f"the key {repeated[0]!r} is given twice", node.start_mark)
+    mapping: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return mapping
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
+
+
+def _parse_yaml(source: str, text: str) -> dict[str, Any]:
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise SpecError(f"{source}: expected a mapping of spec fields, got {type(document).__name__}")
+    return document
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise SpecError(f"--set {override!r}: expected dotted.key=value, e.g. --set generation.seed=7")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+    place: Any = document
+    keys = dotted.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(place, list):
+            index = _list_index(place, key, override)
+            if last:
+                place[index] = value
+            else:
+                place = place[index]
+        elif isinstance(place, dict):
+            if last:
+                place[key] = value
+            else:
+                place = place.setdefault(key, {})
+        else:
+            raise SpecError(f"--set {override!r}: {'.'.join(keys[:depth])} is {place!r}, which has no field {key!r}")
+
+
+def _list_index(items: list[Any], key: str, override: str) -> int:
+    """A list's element by position, or by its `name`."""
+    names = [item.get("name") for item in items if isinstance(item, dict)]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    raise SpecError(
+        f"--set {override!r}: no element {key!r}; expected a name among {names} or a position below {len(items)}"
+    )
+
+
+def _explain(detail: Any) -> str:
+    loc = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part in _UNION_LABELS))
+    field = ".".join(str(part) for part in loc) or "the spec as a whole"
+    if detail["type"] == "extra_forbidden":
+        allowed = _fields_at(Experiment, loc[:-1])
+        return (
+            f"  {field}: unknown field (value {_short(detail['input'])}); {nearest(str(loc[-1]), allowed)}"
+            f"allowed: {', '.join(allowed)}"
+        )
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"  {field}: required, but absent"
+    if detail["type"] == "value_error":
+        return f"  {field}: {message}"
+    hint = ""
+    context = detail.get("ctx", {})
+    if "expected" in context and isinstance(detail["input"], str):
+        hint = "; " + nearest(detail["input"], str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", "))
+    return f"  {field}: {_short(detail['input'])} is not allowed: {message}{hint.rstrip()}"
+
+
+_UNION_LABELS = {"literal['all','last']", "tuple[int, ...]", "tuple[int,...]"}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The field names of the spec class at a place in an `Experiment`."""
+    current: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        current = _model_in(current.model_fields[part].annotation) if part in current.model_fields else None
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, Union, UnionType, dict):
+        for argument in get_args(annotation):
+            found = _model_in(argument)
+            if found is not None:
+                return found
+    return None

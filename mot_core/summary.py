@@ -1,0 +1,108 @@
+"""`summary.json`: one invocation's result in one small document, in the form that the README describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mot_core.comparison import ESTIMATE_SEED, problem_means
+from mot_core.evaluation.statistics import bootstrap_ci
+from mot_core.results import Results
+from mot_core.tables import best_single_teachers
+
+Rows = list[dict[str, Any]]
+_SCORES = ("avg_at_k", "pass_at_k", "maj_at_k")
+
+
+def summarize_run(results: Results, students: Rows, num_resamples: int) -> dict[str, Any]:
+    """Budgets, students, the best single teacher and comparisons. Final figures are on the test split, means over
+    training seeds with a bootstrap interval over problems; those by round are on the dev split.
+
+    `students`: rows of final students with method, seed, budget, path and sha256.
+    """
+    scores: Rows = results.scores.to_dict("records")
+    means = problem_means(results.problem_scores.to_dict("records"))
+    intervals = {
+        key: bootstrap_ci(np.array(list(by_problem.values())), num_resamples=num_resamples, seed=ESTIMATE_SEED)
+        for key, by_problem in means.items()
+    }
+    costs: Rows = results.cost.to_dict("records")
+    budgets: dict[str, Any] = {}
+    for budget in dict.fromkeys(row["budget"] for row in scores):
+        methods = dict.fromkeys(row["method"] for row in scores if row["budget"] == budget)
+        budgets[budget] = {
+            method: {
+                "benchmarks": _benchmarks(scores, budget, method, intervals),
+                "rounds": _rounds(scores, budget, method),
+                "cost": _cost(costs, budget, method),
+            }
+            for method in methods
+        }
+    best = best_single_teachers(scores)
+    first = next(iter(best.values()), {"dev": None, "test_oracle": None})
+    paths: dict[str, dict[str, Any]] = {}
+    for student in students:
+        # One path a method and seed: the first budget's, which is the paper's where it was run.
+        paths.setdefault(student["method"], {}).setdefault(
+            str(student["seed"]), {"path": student["path"], "sha256": student["sha256"]}
+        )
+    comparisons = [
+        {
+            "a": row["a"], "b": row["b"], "benchmark": row["benchmark"], "budget": row["budget"],
+            "delta": row["delta"], "ci95": [row["ci_low"], row["ci_high"]], "p_value": row["p_value"],
+            "p_value_holm": row["p_value_holm"],
+        }
+        for row in results.comparisons.to_dict("records")
+    ]  # fmt: skip
+    return {
+        "budgets": budgets,
+        "students": paths,
+        "best_single_teacher": {**first, "by_budget": best},
+        "comparisons": comparisons,
+    }
+
+
+def _benchmarks(scores: Rows, budget: str, method: str, intervals: dict[Any, tuple[float, float]]) -> dict[str, Any]:
+    rows = [
+        row for row in scores
+        if (row["budget"], row["method"], row["split"]) == (budget, method, "test") and row["is_final"]
+    ]  # fmt: skip
+    out = {}
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        own = [row for row in rows if row["benchmark"] == name]
+        out[name] = {
+            **{score: float(np.mean([row[score] for row in own])) for score in _SCORES},
+            "k": int(own[0]["k"]),
+            "num_problems": int(own[0]["num_problems"]),
+            "ci95": list(intervals[budget, method, name]),
+            "per_seed": {str(row["seed"]): float(row["avg_at_k"]) for row in own},
+        }
+    return out
+
+
+def _rounds(scores: Rows, budget: str, method: str) -> Rows:
+    rows = [row for row in scores if (row["budget"], row["method"], row["split"]) == (budget, method, "dev")]
+    out = []
+    for round_index in sorted({row["round"] for row in rows}):
+        benchmarks = {}
+        for name in dict.fromkeys(row["benchmark"] for row in rows):
+            own = [row for row in rows if row["round"] == round_index and row["benchmark"] == name]
+            benchmarks[name] = {
+                "avg_at_k": float(np.mean([row["avg_at_k"] for row in own])),
+                "k": int(own[0]["k"]), "num_problems": int(own[0]["num_problems"]), "split": "dev",
+                "per_seed": {str(row["seed"]): float(row["avg_at_k"]) for row in own},
+            }  # fmt: skip
+        out.append({"round": int(round_index), "benchmarks": benchmarks})
+    return out
+
+
+def _cost(costs: Rows, budget: str, method: str) -> dict[str, Any]:
+    rows = [row for row in costs if (row["budget"], row["method"]) == (budget, method)]
+    names = [name for name in (rows[0] if rows else {}) if name not in ("budget", "method", "seed")]
+    return {name: _mean([row[name] for row in rows]) for name in names}
+
+
+def _mean(values: list[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

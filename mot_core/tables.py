@@ -1,0 +1,260 @@
+"""From published steps to the tables of a run (`mot_core.results`), without torch and without recomputing.
+
+The entry points are `load_results(run)` for a notebook and `collect(store, run_dir)` for the flow.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mot_core.artifacts import Manifest, Store, read_jsonl
+from mot_core.comparison import ESTIMATE_SEED, comparison_rows
+from mot_core.errors import StoreError
+from mot_core.evaluation.ensemble import ensemble_rows
+from mot_core.evaluation.metrics import problem_scores, summarize
+from mot_core.results import TABLE_COLUMNS, Results
+from mot_core.runs import find_run_dir, read_index
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = list[dict[str, Any]]
+ANSWERED_PROBLEMS = 4
+
+
+def load_results(run: str | Path, store: str | Path = "store") -> Results:
+    """The tables of a run, by its directory or by its id in a store, as pandas DataFrames.
+
+    Raises:
+        StoreError: no such run, or steps of it that are not published (yet, or any more).
+    """
+    path = Path(run)
+    run_dir = path if (path / "index.json").is_file() else find_run_dir(Store(store), str(run))
+    summary_path = run_dir / "summary.json"
+    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
+    return collect(Store(run_dir.parent.parent), run_dir, summary)
+
+
+def collect(store: Store, run_dir: Path, summary: dict[str, Any]) -> Results:
+    """Every table of one run. `summary` is carried along; comparisons are computed here."""
+    import pandas as pd
+
+    index = read_index(run_dir)
+    reader = _Reader(store, index)
+    rows = reader.read()
+    frames = {name: pd.DataFrame(rows[name], columns=list(columns)) for name, columns in TABLE_COLUMNS.items()}
+    return Results(
+        run_id=run_dir.name, spec=index["spec"], summary=summary, provenance=index["provenance"], **frames
+    )
+
+
+@dataclass
+class _Reader:
+    """Reads each published step of one run once, and appends to the tables."""
+
+    store: Store
+    index: dict[str, Any]
+    tables: dict[str, Rows] = field(default_factory=lambda: {name: [] for name in TABLE_COLUMNS})
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    graded: dict[str, Rows] = field(default_factory=dict)
+
+    def read(self) -> dict[str, Rows]:
+        self.tables["steps"] = [
+            {name: step.get(name) for name in TABLE_COLUMNS["steps"]} for step in self.index["steps"]
+        ]
+        self.corpora()
+        for student in self.index["students"]:
+            self.student(student)
+        self.ensemble()
+        self.tables["comparisons"] = comparison_rows(
+            self.tables["problem_scores"], best_single_teachers(self.tables["scores"]),
+            self.index["spec"]["evaluation"]["ci_resamples"],
+        )  # fmt: skip
+        return self.tables
+
+    def manifest(self, identity: str) -> Manifest:
+        if identity not in self.manifests:
+            found = self.store.manifest(identity)
+            if found is None:
+                raise StoreError(f"step {identity} is not published in {self.store.root}; run the experiment again")
+            self.manifests[identity] = found
+        return self.manifests[identity]
+
+    def path(self, identity: str, name: str) -> Path:
+        return self.store.object_dir(identity) / name
+
+    # -- teachers --------------------------------------------------------------------------------------
+
+    def corpora(self) -> None:
+        nodes = self.index["nodes"]
+        document = json.loads(self.path(nodes["corpora"], "ledger.json").read_text())
+        self.tables["corpus_ledger"] = document["ledger"]
+        selected = set(document["selected"])
+        for teacher, identity in nodes["verdicts"].items():
+            by_problem: dict[str, Rows] = {}
+            for row in read_jsonl(self.path(identity, "verdicts.jsonl")):
+                by_problem.setdefault(row["problem_id"], []).append(row)
+                self.tables["rationales"].append(
+                    {
+                        "teacher": teacher, "problem_id": row["problem_id"], "family": row["family"],
+                        "completion_tokens": row["num_tokens"], "verdict": row["verdict"],
+                        "selected": row["problem_id"] in selected,
+                    }
+                )  # fmt: skip
+            for problem_id, rows in by_problem.items():
+                self.tables["coverage"].append(
+                    {
+                        "teacher": teacher, "family": rows[0]["family"], "problem_id": problem_id,
+                        "num_samples": len(rows), "num_correct": sum(row["verdict"] == "correct" for row in rows),
+                        "selected": problem_id in selected,
+                    }
+                )  # fmt: skip
+
+    # -- students --------------------------------------------------------------------------------------
+
+    def student(self, student: dict[str, Any]) -> None:
+        place = {name: student[name] for name in ("budget", "method", "seed", "round")}
+        for evaluation in student["evaluations"]:
+            counts = self.manifest(evaluation["identity"]).counts
+            self.score(student, evaluation, counts, evaluation["identity"])
+            self.problem_rows(student, evaluation, self.graded_rows(evaluation["identity"]), counts["k"])
+        if not student["is_final"]:
+            return
+        for branch in student["branches"]:
+            for entry in read_jsonl(self.path(branch["identity"], "training.jsonl")):
+                self.tables["training"].append(
+                    {**place, "round": branch["round"], "branch": branch["name"], "step": entry["step"],
+                     "loss": entry["loss"], "grad_norm": entry["grad_norm"], "tokens": entry["tokens"]}
+                )  # fmt: skip
+        for merge in student["merges"]:
+            diagnostics = json.loads(self.path(merge["identity"], "diagnostics.json").read_text())
+            where = {**place, "round": merge["round"]}
+            self.tables["merge_drift"] += [{**where, **row} for row in diagnostics["drift"]]
+            self.tables["merge_agreement"].append({**where, **diagnostics["agreement"]})
+        self.cost(student)
+        self.answers(student)
+
+    def graded_rows(self, identity: str) -> Rows:
+        if identity not in self.graded:
+            self.graded[identity] = read_jsonl(self.path(identity, "graded.jsonl"))
+        return self.graded[identity]
+
+    def score(self, student: dict[str, Any], evaluation: dict[str, Any], counts: dict[str, Any], identity: str) -> None:
+        source = {**student, **evaluation, **counts, "identity": identity}
+        self.tables["scores"].append({name: source.get(name) for name in TABLE_COLUMNS["scores"]})
+
+    def problem_rows(self, student: dict[str, Any], evaluation: dict[str, Any], graded: Rows, k: int) -> None:
+        place = {name: student[name] for name in ("budget", "method", "seed", "round", "is_final")}
+        for row in problem_scores(graded, k):
+            self.tables["problem_scores"].append(
+                {
+                    **place, "benchmark": evaluation["benchmark"], "split": evaluation["split"],
+                    **{name: row[name] for name in ("problem_id", "num_correct", "num_samples", "majority_correct")},
+                }
+            )  # fmt: skip
+
+    def cost(self, student: dict[str, Any]) -> None:
+        tokens = self.manifest(self.index["nodes"]["corpora"]).counts["tokens"]
+        branches = [self.manifest(branch["identity"]).counts for branch in student["branches"]]
+        teachers = [student["teacher"]] if student["teacher"] else list(tokens) if branches else []
+        tests = [e for e in student["evaluations"] if e["split"] == "test" and e["role"] == "home"]
+        lengths = [self.manifest(e["identity"]).counts["mean_completion_tokens"] for e in tests]
+        self.tables["cost"].append(
+            {
+                "budget": student["budget"], "method": student["method"], "seed": student["seed"],
+                "teacher_tokens": sum(tokens[teacher] for teacher in teachers),
+                "training_tokens": sum(counts["input_tokens"] for counts in branches),
+                # 6 FLOPs a parameter and token, forward and backward (Kaplan et al. 2020, arXiv 2001.08361).
+                "training_flops": sum(6 * counts["num_parameters"] * counts["input_tokens"] for counts in branches),
+                "branch_steps": sum(counts["num_steps"] for counts in branches),
+                "path_steps": student["path_steps"],
+                "inference_tokens_per_problem": sum(lengths) / len(lengths) if lengths else None,
+                "num_students_at_inference": 1,
+            }
+        )  # fmt: skip
+
+    def answers(self, student: dict[str, Any]) -> None:
+        """What a final student said on the first problems of each home benchmark, with the first seed."""
+        if student["seed"] != self.index["spec"]["training_seeds"][0]:
+            return
+        for evaluation in student["evaluations"]:
+            if evaluation["split"] != "test" or evaluation["role"] != "home":
+                continue
+            problems = read_jsonl(self.path(evaluation["problems"], "problems.jsonl"))[:ANSWERED_PROBLEMS]
+            texts = self.texts(evaluation["identity"])
+            graded = {(r["problem_id"], r["sample_index"]): r for r in self.graded_rows(evaluation["identity"])}
+            for problem in problems:
+                row = graded[problem["problem_id"], 0]
+                self.tables["answers"].append(
+                    {
+                        **{name: student[name] for name in ("budget", "method", "seed", "round")},
+                        "branch": student["teacher"] or "", "benchmark": evaluation["benchmark"],
+                        "problem_id": problem["problem_id"], "question": problem["question"],
+                        "gold": problem["answer"], "text": texts[row["key"]], "verdict": row["verdict"],
+                    }
+                )  # fmt: skip
+
+    def texts(self, evaluation: str) -> dict[str, str]:
+        return {
+            row["key"]: row["text"]
+            for batch in self.manifest(evaluation).counts["batches"]
+            for row in read_jsonl(self.path(batch, "completions.jsonl"))
+        }
+
+    # -- the vote --------------------------------------------------------------------------------------
+
+    def ensemble(self) -> None:
+        """Votes over the final STD students, by budget, seed, split and benchmark."""
+        if not any(method["name"] == "ensemble" for method in self.index["spec"]["methods"]):
+            return
+        order = [f"std/{teacher['name']}" for teacher in self.index["spec"]["teachers"]]
+        groups: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+        for student in self.index["students"]:
+            if student["is_final"] and student["method"] in order:
+                groups.setdefault((student["budget"], student["seed"]), {})[student["method"]] = student
+        for members in groups.values():
+            self.vote([members[label] for label in order])
+
+    def vote(self, members: list[dict[str, Any]]) -> None:
+        voter = {**members[0], "method": "ensemble", "teacher": None}
+        lengths = []
+        for position, evaluation in enumerate(members[0]["evaluations"]):
+            identities = [member["evaluations"][position]["identity"] for member in members]
+            counts = self.manifest(identities[0]).counts
+            votes = ensemble_rows([self.graded_rows(identity) for identity in identities])
+            metrics = summarize(votes, problem_scores(votes, counts["k"]), counts["k"])
+            self.score(voter, evaluation, metrics, "+".join(identities))
+            self.problem_rows(voter, evaluation, votes, counts["k"])
+            if evaluation["split"] == "test" and evaluation["role"] == "home":
+                lengths.append(metrics["mean_completion_tokens"])
+        parts = [row for row in self.tables["cost"] if row["method"] in {m["method"] for m in members}]
+        parts = [row for row in parts if (row["budget"], row["seed"]) == (voter["budget"], voter["seed"])]
+        summed = ("teacher_tokens", "training_tokens", "training_flops", "branch_steps")
+        self.tables["cost"].append(
+            {
+                **parts[0], "method": "ensemble", **{name: sum(part[name] for part in parts) for name in summed},
+                "inference_tokens_per_problem": sum(lengths) / len(lengths) if lengths else None,
+                "num_students_at_inference": len(members),
+            }
+        )  # fmt: skip
+
+
+def best_single_teachers(scores: Rows) -> dict[str, dict[str, str]]:
+    """By budget, the STD method that is best on the home benchmarks, mean over seeds: on dev (the choice that
+    comparisons use) and on test (an oracle, printed beside it). Ties go to the first in spec order."""
+    chosen: dict[str, dict[str, str]] = {}
+    for split, name in (("dev", "dev"), ("test", "test_oracle")):
+        sums: dict[tuple[str, str], list[float]] = {}
+        for row in scores:
+            if row["split"] == split and row["is_final"] and row["role"] == "home" and row["method"].startswith("std/"):
+                sums.setdefault((row["budget"], row["method"]), []).append(row["avg_at_k"])
+        for budget in dict.fromkeys(budget for budget, _ in sums):
+            means = {method: sum(v) / len(v) for (b, method), v in sums.items() if b == budget}
+            chosen.setdefault(budget, {})[name] = max(means, key=lambda method: means[method])
+    return chosen
+
+
+__all__ = ["ESTIMATE_SEED", "best_single_teachers", "collect", "load_results"]

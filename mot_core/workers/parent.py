@@ -1,0 +1,190 @@
+"""The clean parent: loads torch once, then forks one worker a job. Run as `python -m mot_core.workers.parent`.
+
+It reads commands from standard input and writes events to standard output, a JSON object a line:
+    in   {"job": id, "steps": [...], "store": path, "settings": {...}, "slot": n}   {"kill": id}
+    out  {"ready": pid}   {"job": id, "line": text}   {"job": id, "event": ...}   {"job": id, "exit": code}
+End of input means that the flow process is gone: every worker is killed. The parent has one thread, so that
+forking is safe; it never runs torch code itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    # In the workers these must be set before numpy and torch are imported; one thread until a job says more.
+    import torch
+    import transformers
+    import transformers.models.auto.modeling_auto  # noqa: F401  (lazy package: name what workers will use)
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+    import accelerate  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group; the flow process decides what to end, by closing our input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Parent().serve()
+
+
+class Parent:
+    """The select loop over commands and the workers' pipes."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(0, selectors.EVENT_READ, ("commands", ""))
+        self.buffers: dict[int, bytes] = {}
+        self.pids: dict[str, int] = {}
+        self.open_pipes: dict[str, set[int]] = {}
+        self.logs: dict[str, Any] = {}
+
+    def serve(self) -> None:
+        self.tell({"ready": os.getpid()})
+        while True:
+            for key, _ in self.selector.select():
+                channel, job = key.data
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    if channel == "commands":
+                        self.end()
+                    self.close_pipe(key.fd, job)
+                    continue
+                lines = (self.buffers.pop(key.fd, b"") + chunk).split(b"\n")
+                self.buffers[key.fd] = lines.pop()
+                for line in lines:
+                    self.handle(channel, job, line)
+
+    def handle(self, channel: str, job: str, line: bytes) -> None:
+        if channel == "commands":
+            command = json.loads(line)
+            if "kill" in command:
+                self.kill(command["kill"])
+            else:
+                self.start(command)
+        elif channel == "events":
+            self.tell({"job": job, **json.loads(line)})
+        else:
+            text = line.decode(errors="replace")
+            self.logs[job].write(text + "\n")
+            self.logs[job].flush()
+            self.tell({"job": job, "line": text})
+
+    def start(self, command: dict[str, Any]) -> None:
+        job = command["job"]
+        events_read, events_write = os.pipe()
+        output_read, output_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(events_read)
+            os.close(output_read)
+            work(command, events_write, output_write)
+        os.close(events_write)
+        os.close(output_write)
+        self.pids[job] = pid
+        self.open_pipes[job] = {events_read, output_read}
+        self.logs[job] = open(command["log"], "a")  # noqa: SIM115  (closed with the job)
+        self.selector.register(events_read, selectors.EVENT_READ, ("events", job))
+        self.selector.register(output_read, selectors.EVENT_READ, ("output", job))
+
+    def close_pipe(self, descriptor: int, job: str) -> None:
+        rest = self.buffers.pop(descriptor, b"")
+        if rest:
+            self.handle(self.selector.get_key(descriptor).data[0], job, rest)
+        self.selector.unregister(descriptor)
+        os.close(descriptor)
+        self.open_pipes[job].discard(descriptor)
+        if not self.open_pipes[job]:
+            _, status = os.waitpid(self.pids.pop(job), 0)
+            self.logs.pop(job).close()
+            del self.open_pipes[job]
+            self.tell({"job": job, "exit": os.waitstatus_to_exitcode(status)})
+
+    def kill(self, job: str) -> None:
+        if job in self.pids:
+            os.kill(self.pids[job], signal.SIGKILL)
+
+    def end(self) -> None:
+        for pid in self.pids.values():
+            os.kill(pid, signal.SIGKILL)
+        os._exit(0)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        try:
+            os.write(1, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            self.end()
+
+
+def work(command: dict[str, Any], events: int, output: int) -> None:
+    """The worker: run the job's steps in order, tell what happened, exit. Never returns."""
+    parent_pid = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # the parent died before the kernel was asked
+        os._exit(1)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        run_job(command, events)
+        code = 0
+    except BaseException as error:
+        traceback.print_exc()
+        os.write(events, json.dumps({"event": "error", "error": describe(error)}).encode() + b"\n")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_job(command: dict[str, Any], events: int) -> None:
+    import logging
+
+    import torch
+
+    from mot_core.artifacts import Store
+    from mot_core.runner import ModelCache, RunSettings, run_step
+    from mot_core.steps import RemoteStep
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    settings = RunSettings(**command["settings"])
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    torch.set_num_threads(settings.threads)
+    store = Store(Path(command["store"]))
+    models = ModelCache()
+
+    def emit(event: dict[str, Any]) -> None:
+        os.write(events, json.dumps({**event, "time": time.time()}).encode() + b"\n")
+
+    for document in command["steps"]:
+        step = RemoteStep.from_json(document)
+        emit({"event": "started", "identity": step.identity})
+        published, parts = run_step(step, store, settings, emit, models)
+        emit({"event": "published", "record": published.to_json(), "parts": [part.to_json() for part in parts]})
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """An error as text that the flow process can raise again: its type in `mot_core.errors`, its message."""
+    from mot_core.errors import MotError
+
+    kind = type(error).__name__ if isinstance(error, MotError) else ""
+    text = str(error) if kind else f"{type(error).__name__}: {error}"
+    return {"type": kind, "message": text}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The flow process's side: a pool of worker slots, most urgent job first.
+
+Invariant: this module never imports torch and never forks; it starts the clean parent by `exec`, at most once,
+and only when a step has to be computed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mot_core import errors
+from mot_core.artifacts import Published, Store
+from mot_core.errors import MotError, WorkerError
+from mot_core.runner import RunSettings
+from mot_core.steps import Step
+
+Listener = Callable[[Step, dict[str, Any]], None]
+log = logging.getLogger("mot.workers")
+
+
+@dataclass
+class Job:
+    """One worker's task: steps to run in order in one process."""
+
+    steps: list[Step]
+    listener: Listener
+    done: threading.Event = field(default_factory=threading.Event)
+    records: list[Published] = field(default_factory=list)
+    parts: list[Published] = field(default_factory=list)
+    error: MotError | None = None
+    current: int = 0
+
+
+class WorkerPool:
+    """Runs steps in worker processes, at most `num_workers` at once; usable from any thread."""
+
+    def __init__(self, store: Store, num_workers: int | None = None, checkpoint_seconds: float = 60.0) -> None:
+        cores = len(os.sched_getaffinity(0))
+        self.store = store
+        self.num_workers = num_workers or cores
+        self.settings = RunSettings(max(1, cores // self.num_workers), checkpoint_seconds)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._jobs: dict[str, Job] = {}
+        self._ids = itertools.count()
+        self._waiting: list[tuple[int, int]] = []
+        self._free = self.num_workers
+        self._condition = threading.Condition()
+        self._write_lock = threading.Lock()
+        self._closed = False
+        self.compute_intervals: list[tuple[float, float]] = []
+        self._computing: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Start the clean parent, if it isn't yet; returns at once, while it loads torch."""
+        with self._condition:
+            if self._process is not None:
+                return
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+            }  # fmt: skip
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mot_core.workers.parent"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            )  # fmt: skip
+        threading.Thread(target=self._read, name="mot-workers", daemon=True).start()
+
+    def run(self, steps: list[Step], priority: int, listener: Listener) -> Job:
+        """Run steps in one worker and wait for it; the most urgent (lowest) priority gets a free slot first.
+
+        Raises:
+            MotError: what the worker raised; `WorkerError` if it died.
+        """
+        if not self._closed:
+            self.start()
+        job = Job(steps, listener)
+        job_id = str(next(self._ids))
+        turn = (priority, int(job_id))
+        with self._condition:
+            heapq.heappush(self._waiting, turn)
+            self._condition.wait_for(lambda: self._closed or (self._free > 0 and self._waiting[0] == turn))
+            if self._closed:
+                raise WorkerError("the workers were stopped before this step ran; run the same command again")
+            heapq.heappop(self._waiting)
+            self._free -= 1
+            self._jobs[job_id] = job
+            self._condition.notify_all()
+        try:
+            self._send(
+                {
+                    "job": job_id, "steps": [step.to_json() for step in steps], "store": str(self.store.root),
+                    "settings": vars(self.settings), "log": str(self.store.log_path(steps[0].identity)),
+                }
+            )  # fmt: skip
+            job.done.wait()
+        except BaseException:
+            self._send({"kill": job_id})
+            raise
+        if job.error is not None:
+            raise job.error
+        return job
+
+    def accept_no_more(self) -> None:
+        """Start no further job; those that run may end and publish."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """End every worker and the parent."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+            process, self._process = self._process, None
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            process.wait()
+
+    def _send(self, command: dict[str, Any]) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise WorkerError("the worker parent is not running")
+        with self._write_lock:
+            try:
+                process.stdin.write(json.dumps(command).encode() + b"\n")
+                process.stdin.flush()
+            except (BrokenPipeError, ValueError) as error:
+                raise WorkerError(f"the worker parent has ended: {error}") from error
+
+    def _read(self) -> None:
+        process = self._process
+        assert process is not None and process.stdout is not None
+        for line in process.stdout:
+            try:
+                message = json.loads(line)
+                if "ready" not in message:
+                    self._handle(message.pop("job"), message)
+            except Exception:  # a listener's mistake must not stop the others' events
+                log.exception("worker event %r", line[:200])
+        with self._condition:
+            self._closed = True
+            orphans, self._jobs = list(self._jobs.items()), {}
+            self._condition.notify_all()
+        for _, job in orphans:
+            job.error = WorkerError("the worker parent died; run the same command again: it goes on from what is published")
+            job.done.set()
+
+    def _handle(self, job_id: str, message: dict[str, Any]) -> None:
+        job = self._jobs[job_id]
+        event = message.get("event")
+        if event == "computing":
+            self._note_computing(job_id, bool(message["on"]), message["time"])
+        elif event == "published":
+            job.records.append(Published.from_json(message["record"]))
+            job.parts.extend(Published.from_json(part) for part in message["parts"])
+            job.current += 1
+        elif event == "error":
+            kind = getattr(errors, message["error"]["type"] or "WorkerError")
+            step = job.steps[min(job.current, len(job.steps) - 1)]
+            job.error = kind(f"{step.label}: {message['error']['message']}")
+        elif "exit" in message:
+            self._finish(job_id, job, message["exit"])
+            return
+        job.listener(job.steps[min(job.current, len(job.steps) - 1)], message)
+
+    def _note_computing(self, job_id: str, on: bool, when: float) -> None:
+        if on:
+            self._computing[job_id] = when
+        else:
+            self.compute_intervals.append((self._computing.pop(job_id), when))
+
+    def _finish(self, job_id: str, job: Job, code: int) -> None:
+        if code != 0 and job.error is None:
+            step = job.steps[min(job.current, len(job.steps) - 1)]
+            cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            job.error = WorkerError(
+                f"{step.label}: its worker died ({cause}; memory?); its output is in {self.store.log_path(job.steps[0].identity)}; "
+                "run the same command again: it goes on from what is published"
+            )
+        self._computing.pop(job_id, None)
+        with self._condition:
+            del self._jobs[job_id]
+            self._free += 1
+            self._condition.notify_all()
+        job.done.set()
+
+
+def union_seconds(intervals: list[tuple[float, float]]) -> float:
+    """The length of the union of time intervals, seconds."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        if stop > end:
+            total += stop - max(start, end)
+            end = stop
+    return total

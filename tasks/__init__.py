@@ -1,0 +1,1 @@
+"""Prefect tasks: thin wrappers that obtain steps through workers, and the only MLflow import (`tracking`)."""

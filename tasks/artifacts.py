@@ -1,0 +1,58 @@
+"""What a person sees on a flow run's Artifacts page: the score table of each round, links to report and tracker.
+
+Text is markdown that Prefect's page renders, so everything that a spec or a model wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.invocation import invocation_of
+
+
+def artifact_key(*parts: str) -> str:
+    """A key as Prefect wants it: lowercase letters, digits and dashes; equal keys build a history."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def markdown_text(text: object) -> str:
+    """Untrusted text inside a markdown table: no markup, no line breaks."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-!|<>&~])", r"\\\1", re.sub(r"[\x00-\x1f\x7f]+", " ", str(text)))
+
+
+@task(name="score table", cache_policy=NO_CACHE, persist_result=False)
+def score_table(run_id: str, experiment_name: str, round_index: int, upstream: list[Any]) -> None:
+    """Publish one round's scores, a row a student and benchmark."""
+    invocation = invocation_of(run_id)
+    wanted = {record["identity"] for records in upstream for record in records}
+    rows = []
+    for identity in wanted:
+        step = invocation.steps[identity]
+        if step.facts.get("stage") == "evaluation" and step.facts["round"] == round_index:
+            rows.append((step.facts, invocation.records[identity].counts))
+    rows.sort(key=lambda row: (row[0]["split"], row[0]["benchmark"], row[0]["method"], row[0]["seed"]))
+    lines = ["| method | seed | benchmark | split | avg@k | k | problems |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {markdown_text(facts['method'])} | {facts['seed']} | {markdown_text(facts['benchmark'])} | {facts['split']} "
+        f"| {counts['avg_at_k']:.3f} | {counts['k']} | {counts['num_problems']} |"
+        for facts, counts in rows
+    ]
+    create_markdown_artifact(
+        key=artifact_key("scores", experiment_name, f"round-{round_index}"),
+        markdown="\n".join(lines),
+        description=f"Scores after round {round_index} of {markdown_text(experiment_name)}",
+    )  # type: ignore[unused-coroutine]
+
+
+def publish_links(experiment_name: str, report: str, tracking: str) -> None:
+    """Say where this run's report and its tracked runs are."""
+    create_markdown_artifact(
+        key=artifact_key("links", experiment_name),
+        markdown=f"- report: `{report}`\n- MLflow: `{tracking}`\n",
+        description=f"Where to look at {markdown_text(experiment_name)}",
+    )  # type: ignore[unused-coroutine]

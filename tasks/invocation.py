@@ -1,0 +1,99 @@
+"""One invocation of a flow: its store, its workers, and what became of each step.
+
+Tasks find it by run id, so that only ids and small records pass through Prefect. Invariant: a step counts once,
+as `run` if any of this invocation's workers computed it, else as `reused`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mot_core.artifacts import Published, Store, find_all
+from mot_core.errors import StoreError
+from mot_core.steps import Step
+from mot_core.workers.pool import WorkerPool
+from mot_core.world import World
+
+Watcher = Callable[[Step, dict[str, Any]], None]
+
+# Lower runs first: what others wait for goes before what ends a path.
+PRIORITY = {"problems": 0, "completions": 1, "verdicts": 0, "corpora": 0, "shuffled-corpora": 0, "branch": 2, "merge": 1,
+            "evaluation": 3}  # fmt: skip
+
+
+@dataclass
+class Invocation:
+    """The state that a flow run's tasks share, in this process only."""
+
+    run_id: str
+    store: Store
+    pool: WorkerPool
+    world: World
+    watch: Watcher = lambda step, event: None
+    steps: dict[str, Step] = field(default_factory=dict)
+    found: dict[str, Published | None] = field(default_factory=dict)
+    records: dict[str, Published] = field(default_factory=dict)
+    parts: dict[str, Published] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    failure: BaseException | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look_up(self, steps: list[Step]) -> int:
+        """Find what is published already, verifying hashes; the number of steps that are missing."""
+        self.steps.update((step.identity, step) for step in steps)
+        self.found.update(find_all(self.store, [step.identity for step in steps]))
+        return sum(self.found[step.identity] is None for step in steps)
+
+    def obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
+        """The published steps, computing what is missing in one worker."""
+        try:
+            return self._obtain(identities, watch)
+        except BaseException as error:
+            with self._lock:
+                self.failure = self.failure or error
+            self.pool.accept_no_more()
+            raise
+
+    def _obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
+        steps = [self.steps[identity] for identity in identities]
+        missing = [step for step in steps if self.found.get(step.identity) is None]
+        fresh: dict[str, Published] = {}
+        if missing:
+            job = self.pool.run(missing, PRIORITY[missing[0].kind], watch)
+            fresh = {record.identity: record for record in job.records}
+            with self._lock:
+                self.parts.update((part.identity, part) for part in job.parts)
+        records = [fresh.get(identity) or self.found[identity] for identity in identities]
+        for identity, record in zip(identities, records, strict=True):
+            # Prefect has handed a task another run's record before (#22259): trust identities only.
+            if record is None or record.identity != identity:
+                raise StoreError(f"step {identity}: a record of {record and record.identity} came back instead")
+            self.records[identity] = record
+            if record.reused:
+                watch(self.steps[identity], {"event": "reused"})
+        return [record for record in records if record is not None]
+
+    def step_counts(self) -> dict[str, int]:
+        """Steps and their published parts: how many were computed by this invocation, how many reused."""
+        everything = {**self.parts, **self.records}
+        reused = sum(record.reused for record in everything.values())
+        return {"run": len(everything) - reused, "reused": reused}
+
+
+_INVOCATIONS: dict[str, Invocation] = {}
+
+
+def register(invocation: Invocation) -> None:
+    _INVOCATIONS[invocation.run_id] = invocation
+
+
+def invocation_of(run_id: str) -> Invocation:
+    return _INVOCATIONS[run_id]
+
+
+def forget(run_id: str) -> None:
+    _INVOCATIONS.pop(run_id, None)

@@ -1,0 +1,121 @@
+"""The derived tables against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from mot_core.evaluation.statistics import bootstrap_ci
+from mot_core.report.figures.corpus import coverage_table, solved_counts
+from mot_core.report.figures.merging import drift_totals, layer_order
+from mot_core.report.figures.training import losses_along_path
+from mot_core.report.measures import Measures
+from mot_core.report.palette import Palette
+from mot_core.report.text import clipped, drawable, latex, visible
+from mot_core.report.wording import p_text, percent, points, stars
+from mot_core.results import TABLE_COLUMNS, Results
+
+from .fixtures import build_results, empty_results
+
+
+def test_final_accuracy_and_interval_are_those_of_the_problems() -> None:
+    results = build_results()
+    row = (
+        Measures(results)
+        .final.query("budget == 'matched_path' and method == 'mot' and benchmark == 'clocks'")
+        .iloc[0]
+    )
+    scores = results.problem_scores.query(
+        "budget == 'matched_path' and method == 'mot' and benchmark == 'clocks' and split == 'test'"
+    )
+    per_problem = (scores["num_correct"] / scores["num_samples"]).groupby(scores["problem_id"]).mean()
+    per_seed = (scores["num_correct"] / scores["num_samples"]).groupby(scores["seed"]).mean()
+    assert row["mean"] == pytest.approx(per_problem.mean())
+    assert row["sd"] == pytest.approx(per_seed.std(ddof=1))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(bootstrap_ci(per_problem))
+    assert row["num_seeds"] == 2
+
+
+def test_change_by_round_starts_from_the_untrained_student() -> None:
+    results = build_results()
+    changes = Measures(results).home_change_by_round.query("budget == 'matched_path' and method == 'mot'")
+    scores = results.scores.query("budget == 'matched_path' and split == 'dev' and role == 'home'")
+    by_round = scores[scores["method"] == "mot"].groupby("round")["avg_at_k"].mean()
+    base = scores.loc[scores["method"] == "base", "avg_at_k"].mean()
+    expected = [by_round[1] - base, *by_round.diff().dropna()]
+    assert changes["change"].tolist() == pytest.approx(expected)
+
+
+def test_curves_follow_the_split_that_was_scored_along_the_path() -> None:
+    splits = Measures(build_results()).curves.drop_duplicates("benchmark").set_index("benchmark")["split"]
+    assert splits.to_dict() == {"arithmetic": "dev", "clocks": "dev", "letters": "test"}
+
+
+def _with(name: str, rows: list[tuple[object, ...]]) -> Results:
+    return replace(empty_results(), **{name: pd.DataFrame(rows, columns=list(TABLE_COLUMNS[name]))})
+
+
+def test_coverage_is_sorted_and_counted() -> None:
+    rows = [
+        ("a", "f", "p1", 2, 0, False), ("a", "f", "p2", 2, 2, True), ("a", "f", "p3", 2, 1, False),
+        ("b", "f", "p1", 2, 0, False), ("b", "f", "p2", 2, 1, True), ("b", "f", "p3", 2, 0, False),
+    ]  # fmt: skip
+    measures = Measures(_with("coverage", rows))
+    assert coverage_table(measures).to_dict("list") == {"p2": [1.0, 0.5], "p3": [0.5, 0.0], "p1": [0.0, 0.0]}
+    assert solved_counts(measures).loc["f"].to_dict() == {"all": 1, "some": 1, "none": 1}
+
+
+def test_drift_adds_in_squares() -> None:
+    rows = [
+        ("matched_path", "mot", 0, 1, "a", "layer 0", "mlp", 3.0, 0.3),
+        ("matched_path", "mot", 0, 1, "a", "layer 1", "mlp", 4.0, 0.4),
+        ("matched_path", "mot", 0, 1, "a", "layer 1", "norm", 0.0, None),
+    ]
+    totals = drift_totals(pd.DataFrame(rows, columns=list(TABLE_COLUMNS["merge_drift"])), ["branch"])
+    assert totals["drift"].tolist() == [5.0]
+    assert totals["relative_drift"].tolist() == pytest.approx([5.0 / 200**0.5])
+
+
+def test_layers_stand_in_the_order_of_the_network() -> None:
+    assert layer_order(["layer 10", "outside layers", "layer 2", "embed", "layer 2"]) == [
+        "embed", "layer 2", "layer 10", "outside layers",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [[1, 2, 1, 2], [1, 2, 3, 4]])
+def test_steps_are_counted_through_the_rounds(steps: list[int]) -> None:
+    rows = [
+        ("matched_path", "mot", 0, 1 + i // 2, "a", step, 1.0 - i / 10, 1.0, 9)
+        for i, step in enumerate(steps)
+    ]
+    losses = losses_along_path(Measures(_with("training", rows)))
+    assert losses["path_step"].tolist() == [1, 2, 3, 4]
+    assert losses["loss"].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7])
+
+
+def test_palette_is_fixed_and_ordered() -> None:
+    palette = Palette(["mot", "mine", "std/b", "base", "std/a"], ["a", "b"])
+    assert palette.methods == ["base", "std/a", "std/b", "mine", "mot"]
+    assert palette.teacher("a") == palette.method("std/a")
+    assert palette.teacher("merged") == palette.method("mot")
+    assert len({palette.method(method).colour for method in palette.methods}) == 5
+    assert Palette(["mot"], []).method("mot") == palette.method("mot")
+
+
+def test_text_is_made_visible() -> None:
+    assert visible("a\x00\n\x7f\u200b\ud800é") == "a␀␊␡⟨U+200B⟩⟨U+D800⟩é"
+    assert visible("a\n\tb", keep_layout=True) == "a\n\tb"
+    assert clipped("abcdef", 4) == ("abcd", "first 4 of 6 characters")
+    assert clipped("abcd", 4) == ("abcd", "")
+    assert drawable("a字b", {ord("a"), ord("b")}) == "a\\u5b57b"
+    assert drawable("x" * 40, {ord("x")}, 10) == "x" * 9 + "…"
+    assert latex("50% a_b\\") == r"50\% a\_b\textbackslash{}"
+
+
+def test_numbers_are_worded() -> None:
+    assert (percent(0.4123), percent(None), percent(float("nan"))) == ("41.2", "—", "—")
+    assert (points(0.0251), points(-0.031), points(-0.0001)) == ("+2.5", "−3.1", "0.0")
+    assert (p_text(0.00009), p_text(0.0714), p_text(0.5)) == ("0.0001", "0.071", "0.50")
+    assert (stars(0.2), stars(0.04), stars(0.004), stars(0.0004), stars(None)) == ("", "*", "**", "***", "")
