@@ -52,8 +52,14 @@ def _group_label(steps: list[Step]) -> str:
     return f"{steps[0].kind} × {len(steps)}"
 
 
-@flow(name="mot-experiment", flow_run_name="{run_id}", validate_parameters=False, persist_result=False,
-      task_runner=ThreadPoolTaskRunner(max_workers=MAX_WAITING_TASKS))  # type: ignore[arg-type]  # fmt: skip
+def _flow(name: str) -> Any:
+    runner: Any = ThreadPoolTaskRunner(max_workers=MAX_WAITING_TASKS)
+    return flow(
+        name=name, flow_run_name="{run_id}", validate_parameters=False, persist_result=False, task_runner=runner
+    )
+
+
+@_flow("mot-experiment")
 def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     """Run the experiment of a spec under a registered invocation, until every step is published.
 
@@ -71,6 +77,18 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
         for round_index, evaluated in by_round(outline).items()
     ]
     raise_first_failure(invocation, do, tables)
+
+
+@_flow("mot-tune")
+def run_sweep(spec: dict[str, Any], run_id: str) -> None:
+    """Run a tuning sweep under a registered invocation, until every evaluation is published."""
+    from flows.tune import sweep_specs
+
+    invocation = invocation_of(run_id)
+    do = Submitter(invocation)
+    for variant in sweep_specs(Experiment.model_validate(spec)).values():
+        experiment(variant, invocation.world, do, touch_test=False)
+    raise_first_failure(invocation, do, [])
 
 
 def by_round(outline: Outline) -> dict[int, list[Evaluated]]:

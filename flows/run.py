@@ -7,21 +7,22 @@ fail without harm (tracking).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.experiment import Outline, experiment
+from flows.index import final_students, index_of
 from mot_core.artifacts import Store, write_atomically
-from mot_core.provenance import git_commit, host_facts, package_versions
 from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
-from mot_core.steps import ModelRef, Step, walk
+from mot_core.steps import Step, walk
 from mot_core.workers.pool import WorkerPool, union_seconds
 from mot_core.world import World, resolve
 from tasks.invocation import Invocation, Watcher, forget, register
@@ -57,28 +58,38 @@ def run(
     world = resolve(spec)
     store = Store(options.store).open()
     outline, steps = outline_of(spec, world)
-    pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
     run_dir = new_run_dir(store, spec.name, spec.identity)
-    invocation = Invocation(run_dir.name, store, pool, world, watch)
-    missing = invocation.look_up(steps)
-    announce(f"{run_dir.name}: {len(steps)} steps, {missing} to run, {len(steps) - missing} reused")
-    if missing:
-        pool.start()
     (run_dir / "spec.yaml").write_text(spec_to_yaml(spec))
-    write_index(run_dir, index_of(spec, world, outline, steps, invocation))
-    register(invocation)
-    quiet_prefect()
-    try:
+    with invocation_for(run_dir.name, world, store, steps, options, watch, announce) as invocation:
+        write_index(run_dir, index_of(spec, world, outline, steps, invocation))
         from flows.orchestrate import run_experiment
 
         run_experiment(spec.model_dump(mode="json"), invocation.run_id)
-        pool.close()
+        invocation.pool.close()
         write_index(run_dir, index_of(spec, world, outline, steps, invocation))
         finish(spec, outline, invocation, run_dir, clock)
+    return run_dir
+
+
+@contextlib.contextmanager
+def invocation_for(
+    run_id: str, world: World, store: Store, steps: list[Step], options: RunOptions, watch: Watcher,
+    announce: Callable[[str], None],
+) -> Iterator[Invocation]:  # fmt: skip
+    """A registered invocation of these steps, its workers loading already if a step is missing."""
+    pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
+    invocation = Invocation(run_id, store, pool, world, watch)
+    try:
+        missing = invocation.look_up(steps)
+        announce(f"{run_id}: {len(steps)} steps, {missing} to run, {len(steps) - missing} reused; store {store.root}")
+        if missing:
+            pool.start()
+        register(invocation)
+        quiet_prefect()
+        yield invocation
     finally:
         pool.close()
-        forget(invocation.run_id)
-    return run_dir
+        forget(run_id)
 
 
 def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: Path, clock: float) -> None:
@@ -99,109 +110,13 @@ def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: 
 
     def write_summary() -> None:
         summary["wall_seconds"] = time.monotonic() - clock
-        write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=1, sort_keys=True) + "\n")
+        write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     write_summary()
     results = collect(invocation.store, run_dir, summary)
     write_report(results, run_dir)
     track_run(invocation.store, run_dir)
     write_summary()  # again, so that the wall time includes report and tracking
-
-
-def index_of(
-    spec: Experiment, world: World, outline: Outline, steps: list[Step], invocation: Invocation
-) -> dict[str, Any]:
-    """What `tables` needs to read this run's results from the store."""
-    roles = {benchmark.name: benchmark.role for benchmark in spec.evaluation.benchmarks}
-    students = []
-    for student in outline.students:
-        path = student.path
-        students.append(
-            {
-                "budget": student.budget, "method": path.label, "seed": student.seed, "round": student.round_index,
-                "is_final": student.is_final, "teacher": path.teacher,
-                "path_steps": path.path_steps[student.round_index],
-                "student": _place(student.student.source, student.student.subdirectory),
-                "evaluations": [
-                    {"benchmark": name, "split": split, "role": roles[name], "identity": step.identity,
-                     "problems": step.parent("problems").identity}
-                    for name, split, step in student.evaluations
-                ],
-                "branches": [
-                    {"identity": b.identity, "name": b.facts["teacher"] or "union", "round": b.facts.get("round", 0)}
-                    for b in path.branches
-                ],
-                "merges": [{"identity": merge.identity, "round": r} for r, merge in path.merges],
-            }
-        )  # fmt: skip
-    return {
-        "run_id": invocation.run_id,
-        "spec": spec.model_dump(mode="json"),
-        "spec_identity": spec.identity,
-        "world": world.to_json(),
-        "nodes": {
-            "problems": outline.problems.identity,
-            "verdicts": {name: step.identity for name, step in outline.verdicts.items()},
-            "corpora": outline.corpora.identity,
-        },
-        "students": students,
-        "steps": [_step_row(step, invocation) for step in steps],
-        "provenance": {
-            "commit": git_commit(), "versions": package_versions(), "host": host_facts(),
-            "workers": invocation.pool.num_workers, "threads_per_worker": invocation.pool.settings.threads,
-            "started": invocation.started,
-        },
-    }  # fmt: skip
-
-
-def _step_row(step: Step, invocation: Invocation) -> dict[str, Any]:
-    record = invocation.records.get(step.identity) or invocation.found.get(step.identity)
-    state = "missing" if record is None else "reused" if record.reused else "run"
-    facts = {name: step.facts.get(name) for name in ("stage", "method", "seed", "round", "teacher", "benchmark", "split")}
-    return {
-        "identity": step.identity, "kind": step.kind, "label": step.label, "state": state, **facts,
-        "seconds": record.seconds if record else None,
-        "parents": step.parent_identities(),
-    }  # fmt: skip
-
-
-def _place(source: Step | ModelRef, subdirectory: str | None) -> dict[str, Any]:
-    return {
-        "identity": source.identity,
-        "subdirectory": subdirectory,
-        "locator": source.locator if isinstance(source, ModelRef) else None,
-    }
-
-
-def final_students(outline: Outline, invocation: Invocation) -> list[dict[str, Any]]:
-    """Where each final student's weights are, with their hash: of the file, or of a sharded model's file hashes."""
-    rows = []
-    for student in outline.students:
-        if not student.is_final:
-            continue
-        source, subdirectory = student.student.source, student.student.subdirectory
-        if isinstance(source, ModelRef):
-            path, sha256 = source.locator, _weights_hash(Path(source.locator))
-        else:
-            manifest = invocation.store.manifest(source.identity)
-            assert manifest is not None, f"{source.label} was published a moment ago"
-            prefix = f"{subdirectory}/" if subdirectory else ""
-            path = str(invocation.store.object_dir(source.identity) / (subdirectory or ""))
-            sha256 = manifest.files[f"{prefix}model.safetensors"]["sha256"]
-        rows.append(
-            {"budget": student.budget, "method": student.path.label, "seed": student.seed, "path": path, "sha256": sha256}
-        )
-    return rows
-
-
-def _weights_hash(directory: Path) -> str | None:
-    from mot_core.artifacts import sha256_of
-    from mot_core.identity import fingerprint
-
-    weights = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
-    if len(weights) == 1:
-        return sha256_of(weights[0])
-    return fingerprint([[path.name, sha256_of(path)] for path in weights]) if weights else None
 
 
 def quiet_prefect() -> None:

@@ -52,3 +52,13 @@ def git_commit() -> str | None:
         return f"{commit}+" if commit and ask("status", "--porcelain", "--untracked-files=no") else commit or None
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+def without_credentials(url: str) -> str:
+    """A URL with user, password and query masked, fit for logs and reports."""
+    from urllib.parse import urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    netloc = f"***@{host}" if "@" in parts.netloc else host
+    return urlunsplit((parts.scheme, netloc, parts.path, "***" if parts.query else "", ""))

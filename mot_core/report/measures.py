@@ -153,7 +153,7 @@ class Measures:
 
     @cached_property
     def home_change_by_round(self) -> pd.DataFrame:
-        """Change in pooled home accuracy from the round before (from base at round 1), on the followed split."""
+        """Change in pooled home accuracy from the round before (round 1: from base), followed split."""
         frame = self.problem_scores[self.problem_scores["role"] == "home"]
         followed = self.curves.drop_duplicates("benchmark").set_index("benchmark")["split"]
         frame = frame[frame["split"] == frame["benchmark"].map(followed)]
@@ -172,7 +172,7 @@ class Measures:
         return pd.DataFrame(rows, columns=["budget", "method", "round", "change", "ci_low", "ci_high"])
 
     def best_teacher(self, budget: str) -> str | None:
-        """'std/<teacher>' that was best on dev, as the summary says, else by the same rule from the scores."""
+        """'std/<teacher>' that was best on dev: the summary's, else by the same rule from the scores."""
         recorded = self.results.summary.get("best_single_teacher")
         recorded = recorded.get(budget, recorded) if isinstance(recorded, dict) else None
         chosen = recorded.get("dev") if isinstance(recorded, dict) else None

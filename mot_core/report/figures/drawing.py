@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#222222", "#D9D9D9"
+INK = "#222222"
 PAGE_WIDTH = 10.4  # inches; at the report's width, a figure's 9-point text reads as about 10 pixels
 
 _STYLE: dict[Any, Any] = {

@@ -135,7 +135,7 @@ def merge_section(measures: Measures) -> Section:
             caption = (
                 f"MoT, {name}: L2 norm of the update from the round's start, relative to the start's norm, "
                 "of each branch and "
-                "of the merge (mean over seeds; no interval). The merge moves less than its branches where "
+                "of the merge (mean over seeds; no interval). A mean moves less than its branches where "
                 "their updates disagree."
             )
             blocks.append(

@@ -92,9 +92,7 @@ def record_section(measures: Measures) -> Section:
         ]
         more = f" First {MAX_IDENTITIES} of {len(finals):,}." if len(finals) > MAX_IDENTITIES else ""
         columns = ["budget", "method", "seed", "round", "identity"]
-        caption = (
-            f"Identities of final students' evaluations (hash of spec, parents, algorithm version).{more}"
-        )
+        caption = f"Identities of final students' evaluations (hash of spec, parents and code version).{more}"
         blocks.append(simple_table(caption, columns, rows, "identity-table"))
     return Section("record", "Spec and provenance", "Record", blocks)
 
@@ -105,7 +103,8 @@ def _problem(problem_id: str, group: pd.DataFrame, measures: Measures, *, is_ope
     answers = []
     for row in group.head(MAX_ANSWERS).itertuples(index=False):
         text, cut = clipped("" if row.text is None else row.text, MAX_TEXT_CHARS)
-        branch = _present(row.branch)
+        # An STD student is its only branch, so naming the branch would say the teacher twice.
+        branch = "" if str(row.method).startswith("std/") else _present(row.branch)
         look = measures.palette.teacher(branch) if branch else measures.palette.method(str(row.method))
         answers.append(
             Answer(

@@ -1,0 +1,88 @@
+"""What `mot doctor` looks at. Torch is asked in a process of its own, so that this one stays free of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+GIB = 2**30
+_PACKAGES = {
+    "prefect": "flows", "mlflow": "tracking", "torch": "training, sampling", "transformers": "training, sampling",
+    "reasoning-gym": "the laboratory", "matplotlib": "the report", "vllm": "teachers on GPUs (optional)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, what was found, which feature needs it, and whether it will do."""
+
+    what: str
+    found: str
+    needed_for: str
+    fine: bool
+
+
+def checks(store: Path) -> list[Check]:
+    """Every check, quickest first."""
+    return [*_versions(), *_machine(store), *_servers(), _devices()]
+
+
+def _versions() -> list[Check]:
+    found = [Check("python", sys.version.split()[0], "everything", sys.version_info >= (3, 11))]
+    for name, use in _PACKAGES.items():
+        try:
+            found.append(Check(name, metadata.version(name), use, True))
+        except metadata.PackageNotFoundError:
+            found.append(Check(name, "absent", use, "optional" in use))
+    return found
+
+
+def _machine(store: Path) -> list[Check]:
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    place = next(path for path in [store.resolve(), *store.resolve().parents] if path.exists())
+    free = shutil.disk_usage(place).free
+    return [
+        Check("cores", str(len(os.sched_getaffinity(0))), "workers", True),
+        Check("free memory", f"{pages / GIB:.1f} GiB", "the laboratory: 2 GiB", pages > 2 * GIB),
+        Check("free disk", f"{free / GIB:.1f} GiB at {place}", "the laboratory: 1 GiB", free > GIB),
+        Check("store is writable", str(place), "runs", os.access(place, os.W_OK)),
+    ]
+
+
+def _servers() -> list[Check]:
+    from mot_core.provenance import without_credentials
+
+    prefect = os.environ.get("PREFECT_API_URL")
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI")
+    return [
+        Check("Prefect server", without_credentials(prefect) if prefect else "none set: a temporary one a run",
+              "history across runs", prefect is None or _answers(prefect.rstrip("/") + "/health")),
+        Check("MLflow server", without_credentials(mlflow) if mlflow else "none set: SQLite in the store",
+              "shared tracking", mlflow is None or not mlflow.startswith("http") or _answers(mlflow.rstrip("/") + "/health")),
+    ]  # fmt: skip
+
+
+def _answers(url: str) -> bool:
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(url, timeout=3) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _devices() -> Check:
+    ask = (
+        "import torch; n = torch.cuda.device_count(); "
+        "print(', '.join(f'{torch.cuda.get_device_name(i)} {torch.cuda.mem_get_info(i)[0] / 2**30:.0f} GiB free' "
+        "for i in range(n)) or 'none: everything runs on the CPU')"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=120)
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return Check("GPUs", lines[-1] if lines else "torch did not answer", "models beyond the laboratory", done.returncode == 0)

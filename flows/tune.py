@@ -1,0 +1,123 @@
+"""The fair sweep: every method tries the same learning rates on the dev split, with one training seed of its own.
+
+The record's identity is the hash of every evaluation that it read and of the rule that chose, so a preset that
+carries it can be checked without running anything. Test problems are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.experiment import Outline
+from flows.run import RunOptions, invocation_for, outline_of
+from mot_core.artifacts import Store, write_atomically
+from mot_core.identity import canonical_json, fingerprint
+from mot_core.spec import TRAINED_METHODS, Experiment
+from mot_core.steps import Step
+from mot_core.world import World, resolve
+from tasks.invocation import Watcher
+
+RULE = "highest mean of the home benchmarks' dev avg@k, over a method's students; ties go to the lower rate"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One method × rate grid: the rates, what each scored on dev, and the choice."""
+
+    identity: str
+    scores: dict[str, dict[float, float]] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+
+
+def sweep_specs(spec: Experiment) -> dict[float, Experiment]:
+    """The experiment at each learning rate: tuning seed, matched path, last round, dev only."""
+    methods = tuple(m for m in spec.methods if m.name in TRAINED_METHODS or m.import_path is not None)
+    specs = {}
+    for rate in sorted(spec.tuning.learning_rates):
+        specs[rate] = spec.model_copy(
+            update={
+                "methods": tuple(method.model_copy(update={"learning_rate": rate}) for method in methods),
+                "training_seeds": (spec.tuning.training_seed,),
+                "budgets": ("matched_path",),
+                "evaluation": spec.evaluation.model_copy(
+                    update={"path": spec.evaluation.path.model_copy(update={"rounds": "last", "methods": None})}
+                ),
+            }
+        )
+    return specs
+
+
+def sweep_outline(spec: Experiment, world: World) -> tuple[dict[float, Outline], list[Step], str]:
+    """The sweep's nodes by rate, all its steps, and its identity; nothing is run."""
+    outlines, steps = {}, {}
+    for rate, variant in sweep_specs(spec).items():
+        outlines[rate], own = outline_of(variant, world, touch_test=False)
+        steps.update({step.identity: step for step in own})
+    evaluated = sorted(identity for identity, step in steps.items() if step.kind == "evaluation")
+    return outlines, list(steps.values()), fingerprint({"rule": RULE, "evaluations": evaluated})
+
+
+def tune(
+    spec: Experiment, options: RunOptions | None = None, watch: Watcher = lambda step, event: None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Sweep:  # fmt: skip
+    """Run the sweep (reusing what is published) and choose; the record lies in `STORE/tuning/<identity>.json`."""
+    options = options or RunOptions()
+    world = resolve(spec)
+    store = Store(options.store).open()
+    outlines, steps, identity = sweep_outline(spec, world)
+    with invocation_for(f"tune-{spec.name}-{identity[:8]}", world, store, steps, options, watch, announce) as invocation:
+        from flows.orchestrate import run_sweep
+
+        run_sweep(spec.model_dump(mode="json"), invocation.run_id)
+    scores = read_scores(spec, outlines, store)
+    chosen = {method: max(sorted(rates), key=lambda rate: rates[rate]) for method, rates in scores.items()}
+    sweep = Sweep(identity, scores, chosen)
+    (store.root / "tuning").mkdir(exist_ok=True)
+    write_atomically(store.root / "tuning" / f"{identity}.json", canonical_json(record_of(sweep)) + "\n")
+    return sweep
+
+
+def record_of(sweep: Sweep) -> dict[str, Any]:
+    """The sweep as JSON."""
+    scores = {method: {str(rate): score for rate, score in rates.items()} for method, rates in sweep.scores.items()}
+    return {"identity": sweep.identity, "rule": RULE, "scores": scores, "chosen": sweep.chosen}
+
+
+def read_scores(spec: Experiment, outlines: dict[float, Outline], store: Store) -> dict[str, dict[float, float]]:
+    """Method → rate → mean dev score on the home benchmarks, over the method's students (STD has one a teacher)."""
+    home = {benchmark.name for benchmark in spec.evaluation.benchmarks if benchmark.role == "home"}
+    scores: dict[str, dict[float, float]] = {}
+    for rate, outline in outlines.items():
+        by_method: dict[str, list[float]] = {}
+        for student in outline.students:
+            for name, split, step in student.evaluations:
+                manifest = store.manifest(step.identity)
+                if name in home and split == "dev" and manifest is not None:
+                    by_method.setdefault(student.path.label.partition("/")[0], []).append(manifest.counts["avg_at_k"])
+        for method, values in by_method.items():
+            scores.setdefault(method, {})[rate] = sum(values) / len(values)
+    return scores
+
+
+def preset_lines(spec: Experiment, sweep: Sweep) -> str:
+    """The YAML lines by which a preset carries the sweep's choices and identity."""
+    lines = ["methods:"]
+    for method in spec.methods:
+        rate = sweep.chosen.get(method.name)
+        lines.append(f"  - {{name: {method.name}" + (f", learning_rate: {rate!r}}}" if rate is not None else "}"))
+    lines += ["tuning:", f"  learning_rates: {sorted(spec.tuning.learning_rates)}",
+              f"  training_seed: {spec.tuning.training_seed}", f"  record: {sweep.identity}"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def tuning_note(spec: Experiment, world: World) -> str:
+    """Whether the spec's learning rates come from the sweep that this very spec would run."""
+    if spec.tuning.record is None:
+        return "learning rates: not from a sweep of this spec (mot tune makes one)"
+    _, _, identity = sweep_outline(spec, world)
+    if identity == spec.tuning.record:
+        return f"learning rates: from sweep {identity} of this spec"
+    return f"learning rates: from sweep {spec.tuning.record}, but this spec's own would be {identity}: run mot tune again"

@@ -1,0 +1,236 @@
+"""The DAG before anything runs: for each step run or reuse, and why; what it will cost, by stage.
+
+Invariant: nothing is computed and no model is loaded; sizes come from configs and safetensors headers, rates
+from what this store has measured (or, in an empty store, from the figures in docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mot_core.artifacts import Manifest, Published, Store, find_all
+from mot_core.spec import Experiment
+from mot_core.steps import Step
+from mot_core.world import World
+
+STAGES = ("problems", "generation", "verification", "corpora", "training", "merging", "evaluation")
+
+# Measured on two cores with 0.8 M parameters (docs/performance.md); FLOP/s of one worker with one thread.
+DEFAULT_TRAINING_FLOPS = 4.0e10
+DEFAULT_INFERENCE_FLOPS = 1.2e10
+BYTES_PER_ROW = 400
+EXPECTED_SHARE_OF_LIMIT = 0.6
+PROMPT_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: `action` is 'run' or 'reuse', `reason` says why."""
+
+    step: Step
+    action: str
+    reason: str
+    tokens: int
+    flops: float
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step, parents first, with the number of workers that its times assume."""
+
+    steps: list[PlannedStep]
+    workers: int
+
+    def by_stage(self) -> list[dict[str, Any]]:
+        """A row a stage: steps to run and to reuse, and the costs of those to run; hours are wall time."""
+        rows = []
+        for stage in STAGES:
+            own = [planned for planned in self.steps if planned.step.facts.get("stage") == stage]
+            todo = [planned for planned in own if planned.action == "run"]
+            rows.append(
+                {
+                    "stage": stage, "run": len(todo), "reuse": len(own) - len(todo),
+                    "tokens": sum(planned.tokens for planned in todo),
+                    "flops": sum(planned.flops for planned in todo),
+                    "peak_memory_bytes": max((planned.memory_bytes for planned in todo), default=0) * self.workers,
+                    "disk_bytes": sum(planned.disk_bytes for planned in todo),
+                    "seconds": sum(planned.seconds for planned in todo) / self.workers,
+                }
+            )  # fmt: skip
+        return rows
+
+
+def plan(spec: Experiment, world: World, steps: list[Step], store: Store | None, workers: int) -> Plan:
+    """The plan of an experiment's steps against a store (None: an empty one)."""
+    manifests = list(store.manifests()) if store is not None else []
+    found = find_all(store, [step.identity for step in steps]) if store is not None else {}
+    by_kind: dict[str, list[Manifest]] = {}
+    for manifest in manifests:
+        by_kind.setdefault(manifest.kind, []).append(manifest)
+    missing = {step.identity for step in steps if found.get(step.identity) is None}
+    costs = Costs(spec, world, manifests)
+    planned = []
+    for step in steps:
+        record = found.get(step.identity)
+        action = "run" if record is None else "reuse"
+        reason = _reason(step, by_kind.get(step.kind, []), missing) if record is None else _published(record)
+        planned.append(PlannedStep(step, action, reason, *costs.of(step)))
+    return Plan(planned, workers)
+
+
+def _published(record: Published) -> str:
+    return f"published as {record.identity[:12]}"
+
+
+def _reason(step: Step, candidates: list[Manifest], missing: set[str]) -> str:
+    """Why a step is not published: how it differs from the nearest one of its kind that is."""
+    if not candidates:
+        return f"no step of kind {step.kind} is published yet"
+    if any(manifest.identity == step.identity for manifest in candidates):
+        return "published, but its files are damaged"
+    own = _flat(step.spec)
+    parents = {role: parent for role, parent in step.parents}
+
+    def differences(manifest: Manifest) -> tuple[list[str], list[str]]:
+        other = _flat(manifest.spec)
+        fields = [
+            f"{key}: {other.get(key, 'absent')!r} → {own.get(key, 'absent')!r}"
+            for key in sorted(set(own) | set(other))
+            if own.get(key) != other.get(key)
+        ]
+        theirs = dict((role, identity) for role, identity in manifest.parents)
+        roles = [role for role in sorted(set(parents) | set(theirs)) if theirs.get(role) != _id(parents.get(role))]
+        return fields, roles
+
+    nearest = min(candidates, key=lambda manifest: tuple(len(part) for part in differences(manifest)))
+    fields, roles = differences(nearest)
+    if nearest.version != step.version:
+        return f"algorithm version of {step.kind}: {nearest.version} → {step.version}"
+    if fields:
+        return "; ".join(fields[:3]) + (f" and {len(fields) - 3} more" if len(fields) > 3 else "")
+    runs = [role for role in roles if role in parents and parents[role].identity in missing]
+    if runs:
+        return f"its parent runs anew: {', '.join(f'{role} ({parents[role].label})' for role in runs[:2])}"
+    return f"its parents differ: {', '.join(roles[:3])}"
+
+
+def _id(step: Step | None) -> str | None:
+    return step.identity if step is not None else None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat.update(_flat(item, f"{prefix}.{key}" if prefix else key))
+        return flat
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+class Costs:
+    """Tokens, FLOPs, memory, disk and seconds of a step, by the formulas in docs/architecture.md."""
+
+    def __init__(self, spec: Experiment, world: World, manifests: Iterable[Manifest]) -> None:
+        self.spec = spec
+        self.student = ModelSize.of(world.student.locator)
+        self.teachers = {ref.identity: ModelSize.of(ref.locator) for ref in world.teachers.values()}
+        manifests = list(manifests)
+        self.completion_tokens = _median(
+            m.counts["num_tokens"] / m.counts["num_requests"] for m in manifests if m.kind == "completions"
+        )
+        self.inference_rate = _median(
+            m.counts["num_tokens"] / (m.ended - m.started) for m in manifests if m.kind == "completion-batch"
+        )
+        self.training_rate = _median(m.counts["tokens_per_second"] for m in manifests if m.kind == "branch")
+
+    def of(self, step: Step) -> tuple[int, float, int, int, float]:
+        """`(tokens, FLOPs, memory in bytes, disk in bytes, seconds)`."""
+        if step.kind in ("completions", "evaluation"):
+            return self._sampling(step)
+        if step.kind == "branch":
+            return self._training(step)
+        if step.kind == "merge":
+            size = self.student
+            largest = 8 * size.largest_tensor * (len(step.parents) + 2)
+            return 0, 2.0 * size.parameters * len(step.parents), largest + 4 * size.parameters, 4 * size.parameters, 0.2
+        return 0, 0.0, 0, 50_000, 0.1
+
+    def _sampling(self, step: Step) -> tuple[int, float, int, int, float]:
+        size = self.teachers.get(step.spec["teacher"]["model"], self.student) if "teacher" in step.spec else self.student
+        requests = step.parent("problems").spec["num_problems"] * step.spec["num_samples"]
+        limit = step.spec["sampling"]["max_completion_tokens"]
+        per_request = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
+        tokens = int(requests * per_request)
+        flops = 2.0 * size.parameters * (tokens + requests * PROMPT_TOKENS)
+        batch = min(requests, step.spec["batch_size"])
+        memory = 4 * size.parameters + batch * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
+        rate = self.inference_rate or DEFAULT_INFERENCE_FLOPS / (2.0 * size.parameters)
+        return tokens, flops, memory, requests * BYTES_PER_ROW, tokens / rate
+
+    def _training(self, step: Step) -> tuple[int, float, int, int, float]:
+        size, settings = self.student, step.spec["training"]
+        limit = self.spec.generation.sampling.max_completion_tokens
+        per_example = PROMPT_TOKENS + (self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
+        tokens = int(step.spec["num_steps"] * settings["batch_size"] * per_example)
+        flops = 6.0 * size.parameters * tokens
+        batch_tokens = int(settings["batch_size"] * per_example)
+        memory = 16 * size.parameters + batch_tokens * size.activation_bytes_per_token
+        kept = 1 + len(step.spec["snapshot_steps"])
+        rate = self.training_rate or DEFAULT_TRAINING_FLOPS / (6.0 * size.parameters)
+        return tokens, flops, memory, kept * 4 * size.parameters, tokens / rate
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model's files say of its size: parameters, the largest tensor, bytes a token in cache and in training."""
+
+    parameters: int
+    largest_tensor: int
+    cache_bytes_per_token: int
+    activation_bytes_per_token: int
+
+    @classmethod
+    def of(cls, locator: str) -> ModelSize:
+        """From safetensors headers and config.json; all zero for a hub model that is not on this machine."""
+        directory = Path(locator)
+        if not directory.is_dir():
+            return cls(0, 0, 0, 0)
+        tensors = [size for path in sorted(directory.glob("*.safetensors")) for size in _tensor_sizes(path)]
+        config = json.loads((directory / "config.json").read_text())
+        layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+        heads = config.get("num_attention_heads", 1)
+        head_dim = config.get("head_dim") or hidden // heads
+        cache = 2 * layers * config.get("num_key_value_heads", heads) * head_dim * 4
+        # Kept for the backward pass in fp32: per layer about 8 hidden-wide tensors (norms, residuals, projections),
+        # 3 intermediate-wide ones and the attention's; at the end logits, their fp32 copy and their gradient.
+        wide = 8 * hidden + 3 * config.get("intermediate_size", 4 * hidden) + 4 * heads * head_dim
+        activation = 4 * layers * wide + 12 * config["vocab_size"]
+        return cls(sum(tensors), max(tensors), cache, activation)
+
+
+def _tensor_sizes(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    sizes = []
+    for name, facts in header.items():
+        if name != "__metadata__":
+            count = 1
+            for extent in facts["shape"]:
+                count *= extent
+            sizes.append(count)
+    return sizes
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return median(known) if known else None
