@@ -59,11 +59,12 @@ def _servers() -> list[Check]:
 
     prefect = os.environ.get("PREFECT_API_URL")
     mlflow = os.environ.get("MLFLOW_TRACKING_URI")
+    remote = mlflow if mlflow and mlflow.startswith("http") else None
     return [
         Check("Prefect server", without_credentials(prefect) if prefect else "none set: a temporary one a run",
               "history across runs", prefect is None or _answers(prefect.rstrip("/") + "/health")),
         Check("MLflow server", without_credentials(mlflow) if mlflow else "none set: SQLite in the store",
-              "shared tracking", mlflow is None or not mlflow.startswith("http") or _answers(mlflow.rstrip("/") + "/health")),
+              "shared tracking", remote is None or _answers(remote.rstrip("/") + "/health")),
     ]  # fmt: skip
 
 
@@ -85,4 +86,6 @@ def _devices() -> Check:
     )
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=120)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    return Check("GPUs", lines[-1] if lines else "torch did not answer", "models beyond the laboratory", done.returncode == 0)
+    return Check(
+        "GPUs", lines[-1] if lines else "torch did not answer", "models beyond the laboratory", done.returncode == 0
+    )

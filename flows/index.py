@@ -64,7 +64,9 @@ def index_of(
 def _step_row(step: Step, invocation: Invocation) -> dict[str, Any]:
     record = invocation.records.get(step.identity) or invocation.found.get(step.identity)
     state = "missing" if record is None else "reused" if record.reused else "run"
-    facts = {name: step.facts.get(name) for name in ("stage", "method", "seed", "round", "teacher", "benchmark", "split")}
+    facts = {
+        name: step.facts.get(name) for name in ("stage", "method", "seed", "round", "teacher", "benchmark", "split")
+    }
     return {
         "identity": step.identity, "kind": step.kind, "label": step.label, "state": state, **facts,
         "seconds": record.seconds if record else None,
@@ -96,7 +98,13 @@ def final_students(outline: Outline, invocation: Invocation) -> list[dict[str, A
             path = str(invocation.store.object_dir(source.identity) / (subdirectory or ""))
             sha256 = manifest.files[f"{prefix}model.safetensors"]["sha256"]
         rows.append(
-            {"budget": student.budget, "method": student.path.label, "seed": student.seed, "path": path, "sha256": sha256}
+            {
+                "budget": student.budget,
+                "method": student.path.label,
+                "seed": student.seed,
+                "path": path,
+                "sha256": sha256,
+            }
         )
     return rows
 

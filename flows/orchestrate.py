@@ -38,8 +38,8 @@ class Submitter:
         upstream = list({id(future): future for future in (self.futures[p.identity] for p in parents)}.values())
         name = first.label if len(wanted) == 1 else _group_label(list(wanted.values()))
         self.invocation.steps.update(wanted)
-        future = TASKS[first.kind].with_options(task_run_name=name).submit(
-            self.invocation.run_id, list(wanted), upstream
+        future = (
+            TASKS[first.kind].with_options(task_run_name=name).submit(self.invocation.run_id, list(wanted), upstream)
         )
         self.futures.update(dict.fromkeys(wanted, future))
 
@@ -59,7 +59,7 @@ def _flow(name: str) -> Any:
     )
 
 
-@_flow("mot-experiment")
+@_flow("mot-experiment")  # type: ignore[untyped-decorator]
 def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     """Run the experiment of a spec under a registered invocation, until every step is published.
 
@@ -72,14 +72,17 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     outline = experiment(experiment_spec, invocation.world, do)
     tables = [
         score_table.with_options(task_run_name=f"score table, round {round_index}").submit(
-            run_id, experiment_spec.name, round_index, [do.futures[s.identity] for e in evaluated for *_, s in e.evaluations]
+            run_id,
+            experiment_spec.name,
+            round_index,
+            [do.futures[s.identity] for e in evaluated for *_, s in e.evaluations],
         )
         for round_index, evaluated in by_round(outline).items()
     ]
     raise_first_failure(invocation, do, tables)
 
 
-@_flow("mot-tune")
+@_flow("mot-tune")  # type: ignore[untyped-decorator]
 def run_sweep(spec: dict[str, Any], run_id: str) -> None:
     """Run a tuning sweep under a registered invocation, until every evaluation is published."""
     from flows.tune import sweep_specs

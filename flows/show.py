@@ -27,7 +27,9 @@ def plan_tables(plan: Plan, list_steps: bool) -> Iterator[Table]:
         for planned in plan.steps:
             table.add_row(Text(planned.step.label), planned.action, Text(planned.reason))
         yield table
-    table = _table(f"plan, {plan.workers} workers", "stage", *["run", "reuse", "tokens", "FLOPs", "peak memory", "disk", "time"])
+    table = _table(
+        f"plan, {plan.workers} workers", "stage", *["run", "reuse", "tokens", "FLOPs", "peak memory", "disk", "time"]
+    )
     rows = plan.by_stage()
     for row in rows:
         table.add_row(

@@ -68,7 +68,9 @@ def tune(
     world = resolve(spec)
     store = Store(options.store).open()
     outlines, steps, identity = sweep_outline(spec, world)
-    with invocation_for(f"tune-{spec.name}-{identity[:8]}", world, store, steps, options, watch, announce) as invocation:
+    with invocation_for(
+        f"tune-{spec.name}-{identity[:8]}", world, store, steps, options, watch, announce
+    ) as invocation:
         from flows.orchestrate import run_sweep
 
         run_sweep(spec.model_dump(mode="json"), invocation.run_id)
@@ -120,4 +122,6 @@ def tuning_note(spec: Experiment, world: World) -> str:
     _, _, identity = sweep_outline(spec, world)
     if identity == spec.tuning.record:
         return f"learning rates: from sweep {identity} of this spec"
-    return f"learning rates: from sweep {spec.tuning.record}, but this spec's own would be {identity}: run mot tune again"
+    return (
+        f"learning rates: from sweep {spec.tuning.record}, but this spec's own would be {identity}: run mot tune again"
+    )

@@ -203,7 +203,7 @@ class Store:
         final_dir = self.object_dir(step.identity)
         if final_dir.exists():
             self._remove_unpublished(final_dir, files)
-        os.replace(work_dir, final_dir)
+        work_dir.replace(final_dir)
         sync_directory(final_dir.parent)
         write_atomically(final_dir / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
         return Published(step.identity, step.kind, final_dir, counts, False, ended - started)
@@ -254,7 +254,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -279,7 +279,7 @@ def find_all(store: Store, identities: list[str]) -> dict[str, Published | None]
 
 
 _DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; free some space, then run the same command again: it goes on from what is published",
+    errno.ENOSPC: "the disk is full; free some space, then run the same command again: it goes on where it was",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
     errno.EROFS: "the file system is read-only; give a --store that can be written",
     errno.EACCES: "permission denied; give a --store that this user can write",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mot_core.identity import derive_seed
-from mot_core.sft.places import snapshot_directory
 from mot_core.spec import Benchmark, Experiment, ProblemSource, Teacher
 from mot_core.steps import ModelRef, Step
 from mot_core.world import World
@@ -204,9 +203,3 @@ def path_snapshots(spec: Experiment, method: str) -> list[int]:
     wanted = wanted if followed else ()
     kept = {r for r in wanted if isinstance(r, int)} | {spec.final_round}
     return [r * spec.steps_per_round for r in sorted(kept) if r < spec.rounds]
-
-
-__all__ = [
-    "Do", "StudentAt", "benchmark_problems_step", "branch_step", "completions_step", "corpora_step", "evaluation_step", "merge_step",
-    "path_snapshots", "problems_step", "shuffled_corpora_step", "snapshot_directory", "verdicts_step",
-]  # fmt: skip

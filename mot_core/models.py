@@ -56,7 +56,9 @@ def local_copy(locator: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _explained(locator):
-        return Path(snapshot_download(locator, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(
+            snapshot_download(locator, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+        )
 
 
 def save_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

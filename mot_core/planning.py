@@ -98,7 +98,7 @@ def _reason(step: Step, candidates: list[Manifest], missing: set[str]) -> str:
     if any(manifest.identity == step.identity for manifest in candidates):
         return "published, but its files are damaged"
     own = _flat(step.spec)
-    parents = {role: parent for role, parent in step.parents}
+    parents = dict(step.parents)
 
     def differences(manifest: Manifest) -> tuple[list[str], list[str]]:
         other = _flat(manifest.spec)
@@ -107,7 +107,7 @@ def _reason(step: Step, candidates: list[Manifest], missing: set[str]) -> str:
             for key in sorted(set(own) | set(other))
             if own.get(key) != other.get(key)
         ]
-        theirs = dict((role, identity) for role, identity in manifest.parents)
+        theirs = {role: identity for role, identity in manifest.parents}
         roles = [role for role in sorted(set(parents) | set(theirs)) if theirs.get(role) != _id(parents.get(role))]
         return fields, roles
 
@@ -165,7 +165,9 @@ class Costs:
         return 0, 0.0, 0, 50_000, 0.1
 
     def _sampling(self, step: Step) -> tuple[int, float, int, int, float]:
-        size = self.teachers.get(step.spec["teacher"]["model"], self.student) if "teacher" in step.spec else self.student
+        size = (
+            self.teachers.get(step.spec["teacher"]["model"], self.student) if "teacher" in step.spec else self.student
+        )
         requests = step.parent("problems").spec["num_problems"] * step.spec["num_samples"]
         limit = step.spec["sampling"]["max_completion_tokens"]
         per_request = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)

@@ -69,9 +69,7 @@ def render_example(tokenizer: PreTrainedTokenizerBase, question: str, rationale:
         ModelError: the template drops or moves the reasoning, or the example does not start with its prompt.
     """
     prompt = render_prompt(tokenizer, question)
-    whole = str(
-        tokenizer.apply_chat_template([*user_messages(question), assistant_message(rationale)], tokenize=False)
-    )
+    whole = str(tokenizer.apply_chat_template([*user_messages(question), assistant_message(rationale)], tokenize=False))
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template does not begin an example with its own prompt: expected {prompt[-80:]!r} at the start, "

@@ -10,7 +10,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("mot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow", "reasoning-gym")
+PACKAGES = (
+    "mot",
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "reasoning-gym",
+)
 
 
 @functools.cache

@@ -59,4 +59,6 @@ def read_index(run_dir: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads((run_dir / INDEX).read_text())
         return index
     except FileNotFoundError:
-        raise StoreError(f"run {run_dir.name} has no {INDEX}: it ended before anything was planned; run it again") from None
+        raise StoreError(
+            f"run {run_dir.name} has no {INDEX}: it ended before anything was planned; run it again"
+        ) from None

@@ -151,7 +151,9 @@ class Benchmark(ProblemSource):
     @model_validator(mode="after")
     def _k_within_samples(self) -> Benchmark:
         if self.num_samples is not None and self.k > self.num_samples:
-            raise ValueError(f"k is {self.k} but only {self.num_samples} samples are drawn; lower k or raise num_samples")
+            raise ValueError(
+                f"k is {self.k} but only {self.num_samples} samples are drawn; lower k or raise num_samples"
+            )
         return self
 
     @property

@@ -74,7 +74,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key_node, deep=True) for key_node, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key_node, deep=True) for key_node, _ in node.value]
     repeated = [key for index, key in enumerate(keys) if key in keys[:index]]
     if repeated:
         raise yaml.constructor.ConstructorError(None, None, f"the key {repeated[0]!r} is given twice", node.start_mark)
@@ -151,7 +151,9 @@ def _explain(detail: Any) -> str:
     hint = ""
     context = detail.get("ctx", {})
     if "expected" in context and isinstance(detail["input"], str):
-        hint = "; " + nearest(detail["input"], str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", "))
+        hint = "; " + nearest(
+            detail["input"], str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        )
     return f"  {field}: {_short(detail['input'])} is not allowed: {message}{hint.rstrip()}"
 
 

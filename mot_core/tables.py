@@ -19,7 +19,7 @@ from mot_core.results import TABLE_COLUMNS, Results
 from mot_core.runs import find_run_dir, read_index
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Rows = list[dict[str, Any]]
 ANSWERED_PROBLEMS = 4
@@ -46,9 +46,7 @@ def collect(store: Store, run_dir: Path, summary: dict[str, Any]) -> Results:
     reader = _Reader(store, index)
     rows = reader.read()
     frames = {name: pd.DataFrame(rows[name], columns=list(columns)) for name, columns in TABLE_COLUMNS.items()}
-    return Results(
-        run_id=run_dir.name, spec=index["spec"], summary=summary, provenance=index["provenance"], **frames
-    )
+    return Results(run_id=run_dir.name, spec=index["spec"], summary=summary, provenance=index["provenance"], **frames)
 
 
 @dataclass

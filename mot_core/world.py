@@ -49,7 +49,9 @@ def resolve(spec: Experiment) -> World:
         if source.file is not None:
             path = Path(source.file).expanduser()
             if not path.is_file():
-                raise ProblemError(f"{where}.file: {source.file!r} does not exist; expected JSONL with question and answer")
+                raise ProblemError(
+                    f"{where}.file: {source.file!r} does not exist; expected JSONL with question and answer"
+                )
             files[source.file] = sha256_of(path)
         for family in source.families or ():
             _check_family(where, family)
@@ -91,8 +93,8 @@ def check_model_directory(directory: Path, where: str) -> None:
         raise ModelError(f"{where}: {directory} has no *.safetensors{found}; save it with safetensors")
     if not _has_chat_template(directory):
         raise ModelError(
-            f"{where}: the tokenizer in {directory} has no chat template; expected chat_template.jinja, or chat_template "
-            "in tokenizer_config.json, that renders user and assistant messages"
+            f"{where}: the tokenizer in {directory} has no chat template; expected chat_template.jinja, or "
+            "chat_template in tokenizer_config.json, that renders user and assistant messages"
         )
 
 

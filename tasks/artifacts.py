@@ -36,17 +36,20 @@ def score_table(run_id: str, experiment_name: str, round_index: int, upstream: l
         if step.facts.get("stage") == "evaluation" and step.facts["round"] == round_index:
             rows.append((step.facts, invocation.records[identity].counts))
     rows.sort(key=lambda row: (row[0]["split"], row[0]["benchmark"], row[0]["method"], row[0]["seed"]))
-    lines = ["| method | seed | benchmark | split | avg@k | k | problems |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| method | seed | benchmark | split | avg@k | k | problems |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     lines += [
-        f"| {markdown_text(facts['method'])} | {facts['seed']} | {markdown_text(facts['benchmark'])} | {facts['split']} "
-        f"| {counts['avg_at_k']:.3f} | {counts['k']} | {counts['num_problems']} |"
+        f"| {markdown_text(facts['method'])} | {facts['seed']} | {markdown_text(facts['benchmark'])} "
+        f"| {facts['split']} | {counts['avg_at_k']:.3f} | {counts['k']} | {counts['num_problems']} |"
         for facts, counts in rows
     ]
     create_markdown_artifact(
         key=artifact_key("scores", experiment_name, f"round-{round_index}"),
         markdown="\n".join(lines),
         description=f"Scores after round {round_index} of {markdown_text(experiment_name)}",
-    )  # type: ignore[unused-coroutine]
+    )
 
 
 def publish_links(experiment_name: str, report: str, tracking: str) -> None:
@@ -55,4 +58,4 @@ def publish_links(experiment_name: str, report: str, tracking: str) -> None:
         key=artifact_key("links", experiment_name),
         markdown=f"- report: `{report}`\n- MLflow: `{tracking}`\n",
         description=f"Where to look at {markdown_text(experiment_name)}",
-    )  # type: ignore[unused-coroutine]
+    )

@@ -21,8 +21,10 @@ from mot_core.world import World
 Watcher = Callable[[Step, dict[str, Any]], None]
 
 # Lower runs first: what others wait for goes before what ends a path.
-PRIORITY = {"problems": 0, "completions": 1, "verdicts": 0, "corpora": 0, "shuffled-corpora": 0, "branch": 2, "merge": 1,
-            "evaluation": 3}  # fmt: skip
+PRIORITY = {
+    "problems": 0, "completions": 1, "verdicts": 0, "corpora": 0, "shuffled-corpora": 0, "branch": 2, "merge": 1,
+    "evaluation": 3,
+}  # fmt: skip
 
 
 @dataclass

@@ -41,7 +41,7 @@ def _mix(bits: torch.Tensor) -> torch.Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-class RequestNoise(LogitsProcessor):  # type: ignore[misc]
+class RequestNoise(LogitsProcessor):
     """Turns greedy decoding into per-request sampling at a temperature, within the top_p nucleus."""
 
     def __init__(self, seeds: list[int], prompt_length: int, temperature: float, top_p: float) -> None:

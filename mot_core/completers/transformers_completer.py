@@ -58,14 +58,19 @@ class TransformersCompleter:
             text = tokenizer.decode(ids, skip_special_tokens=True)
             completions.append(
                 Completion(
-                    request.key, request.problem_id, request.sample_index, request.seed, text,
-                    len(ids) + ended, "stop" if ended else "length",
-                )  # fmt: skip
+                    request.key,
+                    request.problem_id,
+                    request.sample_index,
+                    request.seed,
+                    text,
+                    len(ids) + ended,
+                    "stop" if ended else "length",
+                )
             )
         return completions
 
 
-class _Progress(StoppingCriteria):  # type: ignore[misc]
+class _Progress(StoppingCriteria):
     """Never stops; tells every 16 positions how many tokens were written."""
 
     def __init__(self, progress: Callable[[int], None], batch: int) -> None:

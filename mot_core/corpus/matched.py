@@ -41,7 +41,11 @@ def build_matched_corpora(context: StepContext) -> dict[str, Any]:
     for teacher in verdicts:
         kept = left & set(correct[teacher])
         ledger.append(
-            {"filter": f"{teacher} has a correct rationale", "num_dropped": len(left) - len(kept), "num_left": len(kept)}
+            {
+                "filter": f"{teacher} has a correct rationale",
+                "num_dropped": len(left) - len(kept),
+                "num_left": len(kept),
+            }
         )
         left = kept
     if not left:
@@ -52,7 +56,11 @@ def build_matched_corpora(context: StepContext) -> dict[str, Any]:
         )
     selected = _select(sorted(left), spec["num_rationales"], spec["selection_seed"])
     ledger.append(
-        {"filter": f"limit of {spec['num_rationales']}", "num_dropped": len(left) - len(selected), "num_left": len(selected)}
+        {
+            "filter": f"limit of {spec['num_rationales']}",
+            "num_dropped": len(left) - len(selected),
+            "num_left": len(selected),
+        }
     )
     if len(selected) < spec["num_rationales"]:
         log.warning("%d matched problems, fewer than the %d asked for", len(selected), spec["num_rationales"])

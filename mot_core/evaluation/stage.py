@@ -35,9 +35,7 @@ def evaluate_student(context: StepContext) -> dict[str, Any]:
         context, requests, model=model, role="student", sampling=spec["sampling"], completer=spec["completer"],
         batch_size=spec["batch_size"], max_failed_share=spec["max_failed_share"],
     )  # fmt: skip
-    graded = graded_rows(
-        grader_named(spec["grader"]), {problem["problem_id"]: problem for problem in problems}, rows
-    )
+    graded = graded_rows(grader_named(spec["grader"]), {problem["problem_id"]: problem for problem in problems}, rows)
     write_jsonl(context.work_dir / GRADED, [{name: row[name] for name in _KEPT} for row in graded])
     metrics = summarize(graded, problem_scores(graded, spec["k"]), spec["k"])
     return {**metrics, "num_tokens": sum(row["num_tokens"] for row in rows), "batches": batches}
@@ -48,5 +46,4 @@ def student_identity(context: StepContext) -> str:
     for role, _, identity in context.step.parent_records:
         if role == "student":
             return identity
-    identity = context.spec["student"]
-    return identity
+    return str(context.spec["student"])

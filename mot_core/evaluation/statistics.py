@@ -42,9 +42,7 @@ class SeedSummary(NamedTuple):
 
 def avg_at_k(num_correct: ArrayLike, num_samples: ArrayLike) -> FloatArray:
     """Share of correct samples, problem by problem (the benchmark's avg@k is the mean of these)."""
-    correct, samples = np.broadcast_arrays(
-        _counts(num_correct, "num_correct"), _counts(num_samples, "num_samples")
-    )
+    correct, samples = np.broadcast_arrays(_counts(num_correct, "num_correct"), _counts(num_samples, "num_samples"))
     _check_counts(correct, samples)
     return np.asarray(correct / samples, dtype=np.float64)
 
@@ -79,9 +77,7 @@ def bootstrap_intervals(
     """
     values = np.sort(_finite(per_problem, "per_problem"), axis=0)
     if values.ndim != 2 or values.shape[0] == 0:
-        raise ValueError(
-            f"per_problem must be (problems, series) with at least one problem; got {values.shape}"
-        )
+        raise ValueError(f"per_problem must be (problems, series) with at least one problem; got {values.shape}")
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1; got {level}")
     if num_resamples < 1:
@@ -113,9 +109,7 @@ def bootstrap_ci(
     return float(low[0]), float(high[0])
 
 
-def paired_comparison(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, num_resamples: int = 10_000
-) -> PairedComparison:
+def paired_comparison(a: ArrayLike, b: ArrayLike, seed: int = 0, num_resamples: int = 10_000) -> PairedComparison:
     """Compare two methods on the same problems: `a` and `b` hold one mean a problem, in the same order.
 
     The p-value is two-sided, from `num_resamples` random sign flips of the differences, with one added to
@@ -124,8 +118,7 @@ def paired_comparison(
     first, second = _finite(a, "a"), _finite(b, "b")
     if first.shape != second.shape or first.ndim != 1 or first.size == 0:
         raise ValueError(
-            f"a and b must hold one value for each of the same problems; got shapes {first.shape} and "
-            f"{second.shape}"
+            f"a and b must hold one value for each of the same problems; got shapes {first.shape} and {second.shape}"
         )
     differences = first - second
     ci_low, ci_high = bootstrap_ci(differences, num_resamples, seed)
@@ -154,9 +147,7 @@ def mean_and_interval(per_seed: ArrayLike, level: float = 0.95) -> SeedSummary:
     """Mean, sample deviation (n − 1) and Student's t interval over seeds."""
     values = _finite(per_seed, "per_seed")
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(
-            f"per_seed must hold one value a seed, for at least one seed; got shape {values.shape}"
-        )
+        raise ValueError(f"per_seed must hold one value a seed, for at least one seed; got shape {values.shape}")
     mean = float(values.mean())
     if values.size == 1:
         return SeedSummary(mean, None, None, None)
@@ -185,9 +176,7 @@ def _sign_flip_p_value(differences: FloatArray, num_flips: int, seed: int) -> fl
 def _finite(values: ArrayLike, name: str) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if not np.all(np.isfinite(array)):
-        raise ValueError(
-            f"{name} must be finite; got {int(np.count_nonzero(~np.isfinite(array)))} NaN or infinite"
-        )
+        raise ValueError(f"{name} must be finite; got {int(np.count_nonzero(~np.isfinite(array)))} NaN or infinite")
     return array
 
 

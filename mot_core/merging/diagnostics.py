@@ -20,7 +20,13 @@ def place_of(key: str) -> tuple[str, str]:
     """`(layer, kind)` of a tensor: ('layer 3', 'attention'), ('embedding', 'embedding') …"""
     match = _LAYER.search(key)
     layer = f"layer {match.group(1)}" if match else "outside layers"
-    for mark, kind in (("attn", "attention"), ("mlp", "mlp"), ("norm", "norm"), ("embed", "embedding"), ("lm_head", "head")):
+    for mark, kind in (
+        ("attn", "attention"),
+        ("mlp", "mlp"),
+        ("norm", "norm"),
+        ("embed", "embedding"),
+        ("lm_head", "head"),
+    ):
         if mark in key:
             return layer, kind
     return layer, "other"

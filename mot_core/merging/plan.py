@@ -76,7 +76,8 @@ def _same_config(first: BranchFiles, branch: BranchFiles) -> None:
     for key in sorted(set(ours) | set(theirs)):
         if ours.get(key) != theirs.get(key):
             raise MergeError(
-                f"branch {branch.name!r}: config.{key} is {theirs.get(key)!r}, branch {first.name!r} has {ours.get(key)!r}; "
+                f"branch {branch.name!r}: config.{key} is {theirs.get(key)!r}, "
+                f"branch {first.name!r} has {ours.get(key)!r}; "
                 "branches of one round share one architecture"
             )
 

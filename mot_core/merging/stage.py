@@ -96,5 +96,9 @@ class _Tensors:
 def _carry_over(source: Path, target: Path) -> None:
     """Everything of a model that is not weights: config, generation config, tokenizer, template."""
     for path in source.iterdir():
-        if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model") and path.name not in (INDEX, MANIFEST):
+        if (
+            path.is_file()
+            and path.suffix in (".json", ".jinja", ".txt", ".model")
+            and path.name not in (INDEX, MANIFEST)
+        ):
             shutil.copyfile(path, target / path.name)

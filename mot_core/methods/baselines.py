@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mot_core.dag import Do, StudentAt, snapshot_directory
+from mot_core.dag import Do, StudentAt
 from mot_core.methods.base import Distilled, Setting
+from mot_core.sft.places import snapshot_directory
 from mot_core.steps import Step
 
 
@@ -27,9 +28,7 @@ def ensemble(setting: Setting, do: Do) -> list[Distilled]:
     return []
 
 
-def _one_path(
-    setting: Setting, do: Do, label: str, names: list[str], *, teacher: str | None, method: str
-) -> Distilled:
+def _one_path(setting: Setting, do: Do, label: str, names: list[str], *, teacher: str | None, method: str) -> Distilled:
     factor = len(setting.teachers) if setting.budget == "matched_compute" else 1
     num_steps = factor * setting.path_length
     what = teacher or "union"

@@ -50,9 +50,7 @@ def _sections(measures: Measures, headline: Any) -> list[Section]:
 
 def _write_figures(sections: list[Section], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for block in (
-        block for section in sections for block in section.blocks if isinstance(block, FigureBlock)
-    ):
+    for block in (block for section in sections for block in section.blocks if isinstance(block, FigureBlock)):
         (directory / f"{block.figure.name}.svg").write_bytes(block.figure.svg)
         (directory / f"{block.figure.name}.png").write_bytes(block.figure.png)
 

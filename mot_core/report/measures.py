@@ -78,9 +78,7 @@ class Measures:
         per_problem = per_problem[per_problem["is_final"] & (per_problem["split"] == self.report_split)]
         intervals = _estimates(per_problem, ["budget", "benchmark"], ["method"], _FINAL_RESAMPLES)
         rows: list[dict[str, Any]] = []
-        for (budget, method, benchmark), group in chosen.groupby(
-            ["budget", "method", "benchmark"], sort=False
-        ):
+        for (budget, method, benchmark), group in chosen.groupby(["budget", "method", "benchmark"], sort=False):
             seeds = mean_and_interval(pd.to_numeric(group["avg_at_k"]).to_numpy(dtype=float))
             low, high = intervals.get((budget, benchmark, method), (seeds.mean, None, None))[1:]
             first = group.iloc[0]
@@ -120,9 +118,7 @@ class Measures:
         for benchmark, _ in self.benchmarks:
             if benchmark in counts.index.get_level_values(0):
                 by_split = counts[benchmark]
-                followed[benchmark] = max(
-                    by_split.index, key=lambda split: (by_split[split], split == "test")
-                )
+                followed[benchmark] = max(by_split.index, key=lambda split: (by_split[split], split == "test"))
         kept = frame[frame["split"] == frame["benchmark"].map(followed)]
         intervals = _estimates(kept, ["budget", "benchmark", "split"], ["method", "round"], _POINT_RESAMPLES)
         roles = dict(self.benchmarks)
@@ -166,9 +162,7 @@ class Measures:
                 if method != "base" and before in table.columns:
                     changes[method, round_index] = table[method, round_index] - table[before]
             found = _column_estimates(pd.DataFrame(changes), _POINT_RESAMPLES)
-            rows += [
-                (budget, method, round_index, *change) for (method, round_index), change in found.items()
-            ]
+            rows += [(budget, method, round_index, *change) for (method, round_index), change in found.items()]
         return pd.DataFrame(rows, columns=["budget", "method", "round", "change", "ci_low", "ci_high"])
 
     def best_teacher(self, budget: str) -> str | None:
@@ -186,9 +180,7 @@ class Measures:
         """Mean avg@k over home benchmarks and seeds of a final student; None if it was not scored."""
         scores = self.scores
         chosen = scores[
-            scores["is_final"]
-            & (scores["role"] == "home")
-            & (scores["split"] == (split or self.report_split))
+            scores["is_final"] & (scores["role"] == "home") & (scores["split"] == (split or self.report_split))
         ]
         chosen = chosen[(chosen["budget"] == budget) & (chosen["method"] == method)]
         return float(pd.to_numeric(chosen["avg_at_k"]).mean()) if len(chosen) else None

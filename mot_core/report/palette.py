@@ -52,16 +52,13 @@ class Palette:
         self.teachers = list(dict.fromkeys([*teachers, *named]))
         others = [method for method in seen if not method.startswith("std/") and method not in _FIXED_COLOURS]
         self._looks = {
-            name: Look(colour, _FIXED_MARKERS.get(name, "o"), "-", 1.4)
-            for name, colour in _FIXED_COLOURS.items()
+            name: Look(colour, _FIXED_MARKERS.get(name, "o"), "-", 1.4) for name, colour in _FIXED_COLOURS.items()
         }
         self._looks["mot"] = Look(_FIXED_COLOURS["mot"], "o", "-", 2.4)
         self._looks["merged"] = Look(_FIXED_COLOURS["mot"], "o", "-", 2.4)
         for index, teacher in enumerate(self.teachers):
             colour = _TEACHER_COLOURS[index % len(_TEACHER_COLOURS)]
-            self._looks[f"std/{teacher}"] = Look(
-                colour, _TEACHER_MARKERS[index % len(_TEACHER_MARKERS)], "--", 1.2
-            )
+            self._looks[f"std/{teacher}"] = Look(colour, _TEACHER_MARKERS[index % len(_TEACHER_MARKERS)], "--", 1.2)
         for index, method in enumerate(others):
             self._looks[method] = Look(_OTHER_COLOURS[index % len(_OTHER_COLOURS)], "P", "-.", 1.4)
         first, last = ["base"], ["mtd", "merge_once", "shuffled", "ensemble"]

@@ -70,8 +70,7 @@ def headline_latex(measures: Measures, headline: pd.DataFrame) -> str:
         ]
         for method in dict.fromkeys(rows["method"]):
             cells = [
-                _latex_cells(rows[(rows["method"] == method) & (rows["benchmark"] == name)])
-                for name in benchmarks
+                _latex_cells(rows[(rows["method"] == method) & (rows["benchmark"] == name)]) for name in benchmarks
             ]
             lines.append(" & ".join([latex(method_name(method)), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -83,9 +82,7 @@ def write_tables(measures: Measures, headline: pd.DataFrame, directory: Path) ->
     for name, frame in {**measures.results.tables(), "headline": headline}.items():
         # A completion may hold lone surrogates, which UTF-8 refuses: they are written as their escapes.
         frame.to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", errors="backslashreplace")
-    (directory / "headline.tex").write_text(
-        headline_latex(measures, headline), encoding="utf-8", newline="\n"
-    )
+    (directory / "headline.tex").write_text(headline_latex(measures, headline), encoding="utf-8", newline="\n")
 
 
 def _against_best(measures: Measures) -> dict[tuple[str, str, str], tuple[Any, ...]]:
@@ -115,6 +112,4 @@ def _latex_cells(rows: pd.DataFrame) -> str:
     if pd.isna(row["delta"]):
         return f"{value} & ---"
     delta = points(row["delta"]).replace("−", "$-$")
-    return f"{value} & {delta}" + (
-        rf"$^{{{stars(row['p_value_holm'])}}}$" if stars(row["p_value_holm"]) else ""
-    )
+    return f"{value} & {delta}" + (rf"$^{{{stars(row['p_value_holm'])}}}$" if stars(row["p_value_holm"]) else "")

@@ -58,9 +58,7 @@ def as_yaml(value: Any) -> str:
     """Nested settings as YAML text, in their own order, whatever types they hold."""
     import yaml
 
-    dumped = yaml.safe_dump(
-        _plain(value), sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
-    )
+    dumped = yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True, width=100, default_flow_style=False)
     return visible(dumped, keep_layout=True)
 
 

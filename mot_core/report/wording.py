@@ -56,8 +56,7 @@ def sizes(frame: pd.DataFrame) -> str:
     for benchmark, rows in frame.groupby("benchmark", sort=False):
         first = rows.iloc[0]
         parts.append(
-            f"{visible(benchmark)} n = {int(first['num_problems']):,} problems, k = {int(first['k'])} "
-            "samples each"
+            f"{visible(benchmark)} n = {int(first['num_problems']):,} problems, k = {int(first['k'])} samples each"
         )
     seeds = listing(sorted({visible(seed) for seed in frame["seed"]}, key=lambda seed: (len(seed), seed)))
     return f"{'; '.join(parts)}; training seeds {seeds}"
@@ -102,11 +101,7 @@ def _overall(compared: pd.DataFrame, measures: Measures) -> str:
     )
     total = len(compared)
     if not wins and not losses:
-        found = (
-            f"none of the {total} differences is significant"
-            if total > 1
-            else "the difference is not significant"
-        )
+        found = f"none of the {total} differences is significant" if total > 1 else "the difference is not significant"
     elif total == 1:
         found = f"MoT is significantly {'better' if wins else 'worse'}"
     else:

@@ -7,7 +7,6 @@ kill leaves the last complete one. Invariant: training resumed from it gives the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ class Checkpoints:
         fresh = self.directory.with_name(".checkpoint-new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         save_file({name: parameter.detach() for parameter, name in names.items()}, fresh / "model.safetensors")
         moments: dict[str, torch.Tensor] = {}
         for parameter, state in optimizer.state.items():
@@ -45,7 +44,7 @@ class Checkpoints:
         for path in fresh.iterdir():
             sync_file(path)
         shutil.rmtree(self.directory, ignore_errors=True)
-        os.replace(fresh, self.directory)
+        fresh.replace(self.directory)
         sync_directory(self.directory.parent)
         self._last = time.monotonic()
 

@@ -25,12 +25,11 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     # In the workers these must be set before numpy and torch are imported; one thread until a job says more.
+    import accelerate  # noqa: F401
     import torch
     import transformers
-    import transformers.models.auto.modeling_auto  # noqa: F401  (lazy package: name what workers will use)
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
-
-    import accelerate  # noqa: F401
+    import transformers.models.auto.modeling_auto
+    import transformers.models.qwen3.modeling_qwen3
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -94,7 +93,7 @@ class Parent:
         os.close(output_write)
         self.pids[job] = pid
         self.open_pipes[job] = {events_read, output_read}
-        self.logs[job] = open(command["log"], "a")  # noqa: SIM115  (closed with the job)
+        self.logs[job] = Path(command["log"]).open("a")  # noqa: SIM115  (closed with the job)
         self.selector.register(events_read, selectors.EVENT_READ, ("events", job))
         self.selector.register(output_read, selectors.EVENT_READ, ("output", job))
 

@@ -153,7 +153,9 @@ class WorkerPool:
             orphans, self._jobs = list(self._jobs.items()), {}
             self._condition.notify_all()
         for _, job in orphans:
-            job.error = WorkerError("the worker parent died; run the same command again: it goes on from what is published")
+            job.error = WorkerError(
+                "the worker parent died; run the same command again: it goes on from what is published"
+            )
             job.done.set()
 
     def _handle(self, job_id: str, message: dict[str, Any]) -> None:
@@ -185,8 +187,8 @@ class WorkerPool:
             step = job.steps[min(job.current, len(job.steps) - 1)]
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             job.error = WorkerError(
-                f"{step.label}: its worker died ({cause}; memory?); its output is in {self.store.log_path(job.steps[0].identity)}; "
-                "run the same command again: it goes on from what is published"
+                f"{step.label}: its worker died ({cause}; memory?); its output is in "
+                f"{self.store.log_path(job.steps[0].identity)}; run the same command again: it goes on from what is published"
             )
         self._computing.pop(job_id, None)
         with self._condition:

@@ -38,9 +38,7 @@ def test_avg_at_k_is_the_share_of_correct_samples() -> None:
     assert avg_at_k([1, 1], [2, 4]).tolist() == [0.5, 0.25]
 
 
-@pytest.mark.parametrize(
-    ("correct", "samples", "k"), [(1, 4, 2), (3, 16, 8), (0, 5, 3), (5, 5, 1), (7, 10, 4)]
-)
+@pytest.mark.parametrize(("correct", "samples", "k"), [(1, 4, 2), (3, 16, 8), (0, 5, 3), (5, 5, 1), (7, 10, 4)])
 def test_pass_at_k_is_the_combinatorial_formula(correct: int, samples: int, k: int) -> None:
     by_hand = 1 - math.comb(samples - correct, k) / math.comb(samples, k)
     assert pass_at_k([correct], samples, k)[0] == pytest.approx(by_hand, abs=1e-12)

@@ -73,9 +73,7 @@ def build_results(shape: Shape | None = None) -> Results:
         "steps": _steps(shape),
     }
     frames = {
-        name: rows
-        if isinstance(rows, pd.DataFrame)
-        else pd.DataFrame(rows, columns=list(TABLE_COLUMNS[name]))
+        name: rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows, columns=list(TABLE_COLUMNS[name]))
         for name, rows in tables.items()
     }
     return Results(
@@ -107,9 +105,7 @@ def without(results: Results, *names: str) -> Results:
 
 
 def _level(shape: Shape, method: str, budget: str, round_index: int) -> float:
-    final = (
-        TEACHER_LEVELS[shape.teachers.index(method[4:]) % 4] if method.startswith("std/") else LEVELS[method]
-    )
+    final = TEACHER_LEVELS[shape.teachers.index(method[4:]) % 4] if method.startswith("std/") else LEVELS[method]
     if round_index == 0:
         return LEVELS["base"]
     progress = 1 - np.exp(-round_index / 1.6)
@@ -247,12 +243,8 @@ def _rationales(shape: Shape, rng: np.random.Generator) -> pd.DataFrame:
         for problem in range(shape.num_train_problems):
             for sample in range(4):
                 right = rng.random() < 1 / (1 + np.exp(hardness[problem] - strength))
-                verdict = (
-                    "correct" if right else rng.choice(["incorrect", "incorrect", "truncated", "unparseable"])
-                )
-                tokens = int(
-                    np.exp(rng.normal(4.2 + 0.35 * index, 0.45)) + (80 if verdict == "truncated" else 0)
-                )
+                verdict = "correct" if right else rng.choice(["incorrect", "incorrect", "truncated", "unparseable"])
+                tokens = int(np.exp(rng.normal(4.2 + 0.35 * index, 0.45)) + (80 if verdict == "truncated" else 0))
                 family = "arithmetic" if problem % 2 else "clocks"
                 selected = right and sample == 0 and hardness[problem] < 0.4
                 rows.append((teacher, f"{family}-{problem:05d}", family, tokens, str(verdict), selected))
@@ -317,14 +309,8 @@ def _training(shape: Shape, rng: np.random.Generator) -> list[tuple[Any, ...]]:
                             (step - 1) // shape.steps_per_round + 1,
                             (step - 1) % shape.steps_per_round + 1,
                         )
-                        loss = (
-                            0.35
-                            + 0.06 * offset
-                            + 1.4 * np.exp(-step / (0.3 * shape.rounds * shape.steps_per_round))
-                        )
-                        loss += rng.normal(0, 0.03) + (
-                            0.12 / in_round if method == "mot" and round_index > 1 else 0.0
-                        )
+                        loss = 0.35 + 0.06 * offset + 1.4 * np.exp(-step / (0.3 * shape.rounds * shape.steps_per_round))
+                        loss += rng.normal(0, 0.03) + (0.12 / in_round if method == "mot" and round_index > 1 else 0.0)
                         rows.append((budget, method, seed, round_index, branch, in_round, loss, 1.0, 2900))
     return rows
 

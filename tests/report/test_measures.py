@@ -23,9 +23,7 @@ from .fixtures import build_results, empty_results
 def test_final_accuracy_and_interval_are_those_of_the_problems() -> None:
     results = build_results()
     row = (
-        Measures(results)
-        .final.query("budget == 'matched_path' and method == 'mot' and benchmark == 'clocks'")
-        .iloc[0]
+        Measures(results).final.query("budget == 'matched_path' and method == 'mot' and benchmark == 'clocks'").iloc[0]
     )
     scores = results.problem_scores.query(
         "budget == 'matched_path' and method == 'mot' and benchmark == 'clocks' and split == 'test'"
@@ -86,10 +84,7 @@ def test_layers_stand_in_the_order_of_the_network() -> None:
 
 @pytest.mark.parametrize("steps", [[1, 2, 1, 2], [1, 2, 3, 4]])
 def test_steps_are_counted_through_the_rounds(steps: list[int]) -> None:
-    rows = [
-        ("matched_path", "mot", 0, 1 + i // 2, "a", step, 1.0 - i / 10, 1.0, 9)
-        for i, step in enumerate(steps)
-    ]
+    rows = [("matched_path", "mot", 0, 1 + i // 2, "a", step, 1.0 - i / 10, 1.0, 9) for i, step in enumerate(steps)]
     losses = losses_along_path(Measures(_with("training", rows)))
     assert losses["path_step"].tolist() == [1, 2, 3, 4]
     assert losses["loss"].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7])

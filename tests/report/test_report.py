@@ -93,9 +93,7 @@ def test_files_beside_the_page(results: Results, page: Path) -> None:
 
 def test_two_renderings_are_byte_identical(results: Results, page: Path, tmp_path: Path) -> None:
     write_report(results, tmp_path)
-    first = {
-        path.relative_to(page.parent): path.read_bytes() for path in page.parent.rglob("*") if path.is_file()
-    }
+    first = {path.relative_to(page.parent): path.read_bytes() for path in page.parent.rglob("*") if path.is_file()}
     second = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert second == first
 
@@ -198,9 +196,7 @@ def test_best_teacher_may_be_given_by_budget_or_not_at_all(results: Results) -> 
         (-0.05, None, "none of the 3 differences is significant"),
     ],
 )
-def test_headline_says_what_was_found(
-    results: Results, delta: float, p_holm: float | None, said: str
-) -> None:
+def test_headline_says_what_was_found(results: Results, delta: float, p_holm: float | None, said: str) -> None:
     rows = results.comparisons["budget"] == "matched_path"
     found = results.comparisons[rows].assign(delta=delta, p_value_holm=p_holm)
     measures = Measures(replace(results, comparisons=found))

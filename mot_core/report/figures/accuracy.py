@@ -63,8 +63,7 @@ def legend_handles(palette: Palette, methods: Any, *, lines: bool = True) -> lis
 
     shown = [method for method in palette.methods if method in set(methods)]
     entries = [
-        Line2D([], [], label=label(method_name(method), 22), **_method_line(palette, method))
-        for method in shown
+        Line2D([], [], label=label(method_name(method), 22), **_method_line(palette, method)) for method in shown
     ]
     if not lines:
         for method, entry in zip(shown, entries, strict=True):

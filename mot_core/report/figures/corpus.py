@@ -76,9 +76,7 @@ def rationale_lengths(measures: Measures) -> Figure | None:
         look = measures.palette.teacher(teacher)
         of_teacher = frame[frame["teacher"] == teacher]
         _quantile_bar(axes, row - 0.14, of_teacher["tokens"] / factor, look.colour, 0.45)
-        _quantile_bar(
-            axes, row + 0.16, of_teacher.loc[of_teacher["chosen"], "tokens"] / factor, look.colour, 1.0
-        )
+        _quantile_bar(axes, row + 0.16, of_teacher.loc[of_teacher["chosen"], "tokens"] / factor, look.colour, 1.0)
     axes.set_yticks(range(len(teachers)), [label(teacher) for teacher in teachers])
     axes.set_ylim(len(teachers) - 0.5, -0.5)
     axes.set_xlabel("completion tokens a rationale" + suffix)
@@ -102,9 +100,7 @@ def _matrix_panel(axes: Axes, table: pd.DataFrame) -> None:
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(True)
-    axes.set_title(
-        f"Correct rationales by teacher and problem ({table.shape[1]:,} problems, most solved first)"
-    )
+    axes.set_title(f"Correct rationales ({table.shape[1]:,} problems)")
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01, ticks=[0, 50, 100])
     bar.ax.set_yticklabels(["0 %", "50 %", "100 %"])
     bar.outline.set_linewidth(0.5)
@@ -132,9 +128,7 @@ def _selected_strip(axes: Axes, measures: Measures, table: pd.DataFrame) -> None
     coverage = measures.results.coverage
     chosen = coverage["selected"].map(lambda value: value is True or value == 1).astype(float)
     strip = chosen.groupby(coverage["problem_id"]).max().reindex(table.columns).fillna(0.0)
-    axes.imshow(
-        strip.to_numpy()[None, :], aspect="auto", cmap="Greys", vmin=0, vmax=1.2, interpolation="nearest"
-    )
+    axes.imshow(strip.to_numpy()[None, :], aspect="auto", cmap="Greys", vmin=0, vmax=1.2, interpolation="nearest")
     axes.set_yticks([0], ["in corpora"])
     axes.set_xticks([])
     axes.grid(visible=False)

@@ -111,9 +111,7 @@ def shared_legend(figure: Figure, handles: list[Any], per_row: int = 7) -> None:
 def whiskers(axes: Axes, x: float, low: Any, high: Any, colour: str) -> None:
     """A thin vertical interval; nothing where the interval is unknown."""
     if low is not None and high is not None and low == low and high == high:
-        axes.plot(
-            [x, x], [low, high], color=colour, linewidth=0.9, alpha=0.55, solid_capstyle="butt", zorder=1.5
-        )
+        axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.55, solid_capstyle="butt", zorder=1.5)
 
 
 def whole_number_axis(axes: Axes) -> None:

@@ -41,9 +41,7 @@ def drift_totals(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     keys = list(dict.fromkeys([*by, "seed"]))
     sums = squares.groupby(keys, sort=False)[["drift_squared", "start_squared"]].sum().reset_index()
     sums["drift"] = np.sqrt(sums["drift_squared"])
-    sums["relative_drift"] = np.sqrt(
-        sums["drift_squared"] / sums["start_squared"].where(sums["start_squared"] > 0)
-    )
+    sums["relative_drift"] = np.sqrt(sums["drift_squared"] / sums["start_squared"].where(sums["start_squared"] > 0))
     return sums.groupby(by, sort=False)[["drift", "relative_drift"]].mean().reset_index()
 
 
@@ -143,9 +141,7 @@ def _drift_by_layer(axes: Axes, rows: pd.DataFrame, branches: list[str], measure
     axes.set_xlabel("layer")
 
 
-def _change_panel(
-    axes: Axes, changes: pd.DataFrame, methods: list[str], measures: Measures, rounds: Any
-) -> None:
+def _change_panel(axes: Axes, changes: pd.DataFrame, methods: list[str], measures: Measures, rounds: Any) -> None:
     axes.axhline(0, color="#888888", linewidth=0.9)
     for index, method in enumerate(methods):
         look, rows = (

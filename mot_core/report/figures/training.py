@@ -86,11 +86,7 @@ def _loss_panel(axes: Axes, rows: pd.DataFrame, measures: Measures, drawn: dict[
     for index, line in enumerate(present):
         of_line = rows[rows["line"] == line].sort_values("path_step", kind="stable")
         is_teacher = line in measures.palette.teachers
-        colour = (
-            measures.palette.teacher(line).colour
-            if is_teacher
-            else f"{0.25 + 0.5 * index / len(present):.3f}"
-        )
+        colour = measures.palette.teacher(line).colour if is_teacher else f"{0.25 + 0.5 * index / len(present):.3f}"
         x, y = _thinned(of_line["path_step"].to_numpy(dtype=float), of_line["loss"].to_numpy(dtype=float))
         (drawn_line,) = axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.9, label=label(line))
         drawn.setdefault(line, drawn_line)

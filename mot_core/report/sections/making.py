@@ -42,9 +42,7 @@ def coverage_section(measures: Measures) -> Section:
             "dark, the share of correct rationales. Counts are exact, so no interval is drawn. Sand: not "
             "sampled."
         )
-        blocks.append(
-            FigureBlock(rendered("teacher_coverage", figure), "Matrix of teachers by problems.", caption)
-        )
+        blocks.append(FigureBlock(rendered("teacher_coverage", figure), "Matrix of teachers by problems.", caption))
         blocks.append(_teacher_totals(table))
     ledger = measures.results.corpus_ledger
     if ledger.empty:
@@ -74,11 +72,7 @@ def lengths_section(measures: Measures) -> Section:
         "uncertainty."
     )
     verdicts = pd.crosstab(rationales["teacher"], rationales["verdict"])
-    first = [
-        name
-        for name in ("correct", "incorrect", "unparseable", "truncated", "grader_failed")
-        if name in verdicts
-    ]
+    first = [name for name in ("correct", "incorrect", "unparseable", "truncated", "grader_failed") if name in verdicts]
     verdicts = verdicts[[*first, *(name for name in verdicts.columns if name not in first)]]
     order = [teacher for teacher in measures.palette.teachers if teacher in verdicts.index]
     verdicts = verdicts.loc[[*order, *(teacher for teacher in verdicts.index if teacher not in order)]]
@@ -113,9 +107,7 @@ def training_section(measures: Measures) -> Section:
             "not comparable with each other."
         )
         name = f"training_loss_{slug(budget)}"
-        blocks.append(
-            FigureBlock(rendered(name, figure), "Training loss by branch, one panel a method.", caption)
-        )
+        blocks.append(FigureBlock(rendered(name, figure), "Training loss by branch, one panel a method.", caption))
     return Section(
         "training",
         "Training loss",
@@ -139,9 +131,7 @@ def merge_section(measures: Measures) -> Section:
                 "their updates disagree."
             )
             blocks.append(
-                FigureBlock(
-                    rendered(f"merge_drift_{slug(budget)}", drift), "Drift by round and by layer.", caption
-                )
+                FigureBlock(rendered(f"merge_drift_{slug(budget)}", drift), "Drift by round and by layer.", caption)
             )
         if agreement is not None:
             caption = (

@@ -55,10 +55,7 @@ def headline_section(measures: Measures, headline: pd.DataFrame) -> Section:
     colour = measures.palette.method
     blocks.append(
         ListBlock(
-            [
-                (visible(method_name(m)), visible(method_about(m)), colour(m).colour)
-                for m in measures.palette.methods
-            ]
+            [(visible(method_name(m)), visible(method_about(m)), colour(m).colour) for m in measures.palette.methods]
         )
     )
     return Section("headline", "Headline", "Headline", blocks)
@@ -113,9 +110,7 @@ def cost_section(measures: Measures) -> Section:
             f"exact ones. Vertical bars: {INTERVAL}. {final_sizes(measures)}."
         )
         blocks.append(
-            FigureBlock(
-                rendered("accuracy_against_cost", figure), "Scatter plots of accuracy over cost.", caption
-            )
+            FigureBlock(rendered("accuracy_against_cost", figure), "Scatter plots of accuracy over cost.", caption)
         )
     cost = measures.results.cost
     if cost.empty:
@@ -168,9 +163,7 @@ def forgetting_section(measures: Measures) -> Section:
         f"{sizes(scores[scores['is_final'] & (scores['split'] == measures.report_split)])}."
     )
     blocks.append(
-        FigureBlock(
-            rendered("forgetting", figure), "Scatter of panel change over home change, by method.", caption
-        )
+        FigureBlock(rendered("forgetting", figure), "Scatter of panel change over home change, by method.", caption)
     )
     table = forgetting_table(measures)
     rank = {method: index for index, method in enumerate(measures.palette.methods)}
@@ -187,9 +180,7 @@ def forgetting_section(measures: Measures) -> Section:
     ]
     columns = ["budget", "method", "home (%)", "change (points)", "panel (%)", "change (points)"]
     blocks.append(
-        simple_table(
-            "The same as numbers, with 95 % intervals of the change.", columns, rows, "forgetting-table"
-        )
+        simple_table("The same as numbers, with 95 % intervals of the change.", columns, rows, "forgetting-table")
     )
     return Section("forgetting", "Forgetting", "Forgetting", blocks)
 

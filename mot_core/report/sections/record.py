@@ -27,11 +27,7 @@ def answers_section(measures: Measures) -> Section:
         _problem(str(problem_id), group, measures, is_open=index == 0)
         for index, ((_, problem_id), group) in enumerate(groups[:MAX_PROBLEMS])
     ]
-    shown = (
-        f"{len(blocks)} of {len(groups)} problems"
-        if len(groups) > MAX_PROBLEMS
-        else f"{len(groups)} problems"
-    )
+    shown = f"{len(blocks)} of {len(groups)} problems" if len(groups) > MAX_PROBLEMS else f"{len(groups)} problems"
     intro = (
         f"Model output on {shown}, as written: control and other invisible characters are shown as "
         "symbols, texts longer than "
@@ -53,14 +49,10 @@ def steps_section(measures: Measures) -> Section:
         run = group["state"] == "run"
         reused = group["state"] == "reused"
         seconds_run, seconds_reused = group.loc[run, "seconds"].sum(), group.loc[reused, "seconds"].sum()
-        rows.append(
-            [str(kind), int(run.sum()), int(reused.sum()), round(seconds_run, 1), round(seconds_reused, 1)]
-        )
+        rows.append([str(kind), int(run.sum()), int(reused.sum()), round(seconds_run, 1), round(seconds_reused, 1)])
     columns = ["kind", "run", "reused", "seconds run", "seconds when first run (reused)"]
     caption = "Steps of the DAG by kind. Seconds are compute, not waiting."
-    return Section(
-        "steps", "Steps and compute", "Steps", [simple_table(caption, columns, rows, "steps-table")]
-    )
+    return Section("steps", "Steps and compute", "Steps", [simple_table(caption, columns, rows, "steps-table")])
 
 
 def record_section(measures: Measures) -> Section:
@@ -76,9 +68,7 @@ def record_section(measures: Measures) -> Section:
             blocks.append(CodeBlock(title, as_yaml(value), is_open=title != "Summary"))
         else:
             blocks.append(missing(f"the run recorded no {title.lower()}"))
-    finals = measures.scores[measures.scores["is_final"]].drop_duplicates(
-        ["budget", "method", "seed", "identity"]
-    )
+    finals = measures.scores[measures.scores["is_final"]].drop_duplicates(["budget", "method", "seed", "identity"])
     if len(finals):
         rows = [
             [
@@ -107,9 +97,7 @@ def _problem(problem_id: str, group: pd.DataFrame, measures: Measures, *, is_ope
         branch = "" if str(row.method).startswith("std/") else _present(row.branch)
         look = measures.palette.teacher(branch) if branch else measures.palette.method(str(row.method))
         answers.append(
-            Answer(
-                _who(row, branch), look.colour, visible(row.verdict), text, f"Clipped: {cut}." if cut else ""
-            )
+            Answer(_who(row, branch), look.colour, visible(row.verdict), text, f"Clipped: {cut}." if cut else "")
         )
     title = f"{visible(first['benchmark'])}: {visible(problem_id)}"
     if len(group) > MAX_ANSWERS:

@@ -1,0 +1,78 @@
+"""What every test needs: a quiet, offline, single-threaded process, and pico models."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_HOME = tempfile.mkdtemp(prefix="mot-tests-")
+# Before anything imports Prefect, MLflow, torch or transformers; child processes inherit it.
+os.environ.update(
+    {
+        "PREFECT_HOME": f"{_HOME}/prefect",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_HOME}/prefect.db",
+    }
+)
+for _name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+
+from mot_core.spec import Experiment  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Third parties' own warnings, each by its message and origin; ours stay errors."""
+    for line in (
+        "ignore:.*swigvarlink.*:DeprecationWarning",
+        "ignore:.*SwigPy.*:DeprecationWarning",
+        "ignore:`torch.jit.*:DeprecationWarning",
+    ):
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> None:
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the pico models `student`, `ann` and `bob`."""
+    from tests.pico import write_pico_model
+
+    import torch
+
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("student", "ann", "bob"), 1):
+        write_pico_model(directory / name, seed)
+    return directory
+
+
+@pytest.fixture
+def pico_spec(pico_models: Path) -> Experiment:
+    """The smallest experiment with every stage."""
+    from tests.pico import pico_experiment
+
+    return pico_experiment(pico_models)
+
+
+@pytest.fixture
+def drive_environment() -> dict[str, Any]:
+    """The environment of a driver process."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
