@@ -57,6 +57,7 @@ def index_of(
             "commit": git_commit(), "versions": package_versions(), "host": host_facts(),
             "workers": invocation.pool.num_workers, "threads_per_worker": invocation.pool.settings.threads,
             "started": invocation.started,
+            "flow_run_id": invocation.flow_run_id,
         },
     }  # fmt: skip
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from prefect import flow
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.experiment import Evaluated, Outline, experiment
 from mot_core.spec import Experiment
 from mot_core.steps import Step
-from tasks.artifacts import score_table
+from tasks.artifacts import report, score_table
 from tasks.invocation import Invocation, invocation_of
 from tasks.stages import TASKS
 
@@ -67,6 +68,7 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
         MotError: the first failure, once the steps that were computing have ended.
     """
     invocation = invocation_of(run_id)
+    invocation.flow_run_id = str(flow_run.id)
     experiment_spec = Experiment.model_validate(spec)
     do = Submitter(invocation)
     outline = experiment(experiment_spec, invocation.world, do)
@@ -80,6 +82,7 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
         for round_index, evaluated in by_round(outline).items()
     ]
     raise_first_failure(invocation, do, tables)
+    report(run_id, experiment_spec.name)
 
 
 @_flow("mot-tune")  # type: ignore[untyped-decorator]

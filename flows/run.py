@@ -18,7 +18,7 @@ from typing import Any
 
 from flows.experiment import Outline, experiment
 from flows.index import final_students, index_of
-from mot_core.artifacts import Store, write_atomically
+from mot_core.artifacts import Store, explain_disk_errors, write_atomically
 from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
@@ -58,16 +58,21 @@ def run(
     world = resolve(spec)
     store = Store(options.store).open()
     outline, steps = outline_of(spec, world)
-    run_dir = new_run_dir(store, spec.name, spec.identity)
-    (run_dir / "spec.yaml").write_text(spec_to_yaml(spec))
+    with explain_disk_errors(f"store {store.root}"):
+        run_dir = new_run_dir(store, spec.name, spec.identity)
+        write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
     with invocation_for(run_dir.name, world, store, steps, options, watch, announce) as invocation:
         write_index(run_dir, index_of(spec, world, outline, steps, invocation))
+
+        def conclude() -> None:
+            invocation.pool.close()
+            write_index(run_dir, index_of(spec, world, outline, steps, invocation))
+            finish(spec, outline, invocation, run_dir, clock)
+
+        invocation.conclude = conclude
         from flows.orchestrate import run_experiment
 
         run_experiment(spec.model_dump(mode="json"), invocation.run_id)
-        invocation.pool.close()
-        write_index(run_dir, index_of(spec, world, outline, steps, invocation))
-        finish(spec, outline, invocation, run_dir, clock)
     return run_dir
 
 

@@ -87,7 +87,7 @@ class Store:
             StoreError: read-only, full, or written by a newer version.
         """
         marker = self.root / "store.json"
-        with _explained(f"store {self.root}"):
+        with explain_disk_errors(f"store {self.root}"):
             for name in ("objects", "tmp", "locks", "logs", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not marker.exists():
@@ -154,8 +154,8 @@ class Store:
         )  # fmt: skip
 
     def damaged_files(self, manifest: Manifest) -> list[str]:
-        """What is wrong with a published step's files, a line a file; empty when all is well."""
-        damaged = []
+        """What is wrong with a published step's files and parts, a line each; empty when all is well."""
+        damaged = [f"its part {part} is not whole" for part in manifest.counts.get("parts", ()) if not self.find(part)]
         for name, facts in manifest.files.items():
             path = self.object_dir(manifest.identity) / name
             if not path.is_file():
@@ -174,7 +174,7 @@ class Store:
         `compute` writes every file of the step into `work_dir` and returns its counts; names that start with
         a dot are scratch (checkpoints), removed at publication.
         """
-        with _explained(f"{step.kind} {step.identity}"), self.lock(step.identity):
+        with explain_disk_errors(f"{step.kind} {step.identity}"), self.lock(step.identity):
             found = self.find(step.identity)
             if found is not None:
                 return found
@@ -212,7 +212,7 @@ class Store:
         """Clear a torn or damaged object; its manifest goes first, so that it never counts as done."""
         manifest_path = final_dir / MANIFEST
         if manifest_path.exists():
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 old_files = json.loads(manifest_path.read_text())["files"]
                 same = {n: f["sha256"] for n, f in old_files.items()} == {n: f["sha256"] for n, f in new_files.items()}
                 log.warning("%s redone: %s", final_dir.name, "the same content" if same else "CONTENT DIFFERS")
@@ -289,7 +289,7 @@ _DISK_ERRORS = {
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explain_disk_errors(what: str) -> Iterator[None]:
     """Turn the disk's own errors into ones that say what to do."""
     try:
         yield

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def device_of(name: str) -> torch.device:
-    return torch.device(name)
-
-
 def load_tokenizer(locator: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer that has a chat template, an end token and a pad token of its own."""
     with _explained(locator):
@@ -45,7 +41,7 @@ def load_model(locator: str, revision: str | None, device: str, dtype: torch.dty
     # Sampling belongs to the spec; what a model's own generation config says about it must not reach saved students.
     for field in ("temperature", "top_p", "top_k"):
         setattr(model.generation_config, field, None)
-    placed: PreTrainedModel = model.to(device_of(device)).eval()
+    placed: PreTrainedModel = model.to(torch.device(device)).eval()
     return placed
 
 

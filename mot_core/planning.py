@@ -107,7 +107,7 @@ def _reason(step: Step, candidates: list[Manifest], missing: set[str]) -> str:
             for key in sorted(set(own) | set(other))
             if own.get(key) != other.get(key)
         ]
-        theirs = {role: identity for role, identity in manifest.parents}
+        theirs = {parent[0]: parent[1] for parent in manifest.parents}
         roles = [role for role in sorted(set(parents) | set(theirs)) if theirs.get(role) != _id(parents.get(role))]
         return fields, roles
 

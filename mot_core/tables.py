@@ -198,7 +198,7 @@ class _Reader:
     def texts(self, evaluation: str) -> dict[str, str]:
         return {
             row["key"]: row["text"]
-            for batch in self.manifest(evaluation).counts["batches"]
+            for batch in self.manifest(evaluation).counts["parts"]
             for row in read_jsonl(self.path(batch, "completions.jsonl"))
         }
 

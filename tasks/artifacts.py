@@ -5,6 +5,7 @@ Text is markdown that Prefect's page renders, so everything that a spec or a mod
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -52,10 +53,16 @@ def score_table(run_id: str, experiment_name: str, round_index: int, upstream: l
     )
 
 
-def publish_links(experiment_name: str, report: str, tracking: str) -> None:
-    """Say where this run's report and its tracked runs are."""
+@task(name="compare and report", cache_policy=NO_CACHE, persist_result=False)
+def report(run_id: str, experiment_name: str) -> None:
+    """Conclude the invocation (comparison, report, tracking), then say where to look."""
+    invocation = invocation_of(run_id)
+    invocation.conclude()
+    run_dir = invocation.store.root / "runs" / run_id
+    tracked = json.loads((run_dir / "tracking.json").read_text()) if (run_dir / "tracking.json").is_file() else {}
+    place = markdown_text(tracked.get("uri", "not tracked"))
     create_markdown_artifact(
         key=artifact_key("links", experiment_name),
-        markdown=f"- report: `{report}`\n- MLflow: `{tracking}`\n",
+        markdown=f"- report: `{run_dir / 'report.html'}`\n- MLflow: {place}\n",
         description=f"Where to look at {markdown_text(experiment_name)}",
     )

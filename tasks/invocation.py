@@ -41,6 +41,8 @@ class Invocation:
     records: dict[str, Published] = field(default_factory=dict)
     parts: dict[str, Published] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    conclude: Callable[[], None] = lambda: None
+    flow_run_id: str | None = None
     failure: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

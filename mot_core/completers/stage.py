@@ -34,7 +34,7 @@ def complete(context: StepContext) -> dict[str, Any]:
         max_failed_share=context.spec["max_failed_share"],
     )  # fmt: skip
     write_jsonl(context.work_dir / ROWS, rows)
-    return {"num_requests": len(requests), "num_tokens": sum(row["num_tokens"] for row in rows), "batches": batches}
+    return {"num_requests": len(requests), "num_tokens": sum(row["num_tokens"] for row in rows), "parts": batches}
 
 
 def obtain_completions(

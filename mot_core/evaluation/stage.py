@@ -38,7 +38,7 @@ def evaluate_student(context: StepContext) -> dict[str, Any]:
     graded = graded_rows(grader_named(spec["grader"]), {problem["problem_id"]: problem for problem in problems}, rows)
     write_jsonl(context.work_dir / GRADED, [{name: row[name] for name in _KEPT} for row in graded])
     metrics = summarize(graded, problem_scores(graded, spec["k"]), spec["k"])
-    return {**metrics, "num_tokens": sum(row["num_tokens"] for row in rows), "batches": batches}
+    return {**metrics, "num_tokens": sum(row["num_tokens"] for row in rows), "parts": batches}
 
 
 def student_identity(context: StepContext) -> str:

@@ -59,7 +59,7 @@ def sizes(frame: pd.DataFrame) -> str:
             f"{visible(benchmark)} n = {int(first['num_problems']):,} problems, k = {int(first['k'])} samples each"
         )
     seeds = listing(sorted({visible(seed) for seed in frame["seed"]}, key=lambda seed: (len(seed), seed)))
-    return f"{'; '.join(parts)}; training seeds {seeds}"
+    return f"{'; '.join(parts)}; training seed{'s' if frame['seed'].nunique() > 1 else ''} {seeds}"
 
 
 def final_sizes(measures: Measures) -> str:
@@ -77,8 +77,8 @@ def headline_paragraph(measures: Measures, headline: pd.DataFrame) -> str:
     compared = headline[(headline["method"] == "mot") & headline["delta"].notna()]
     if compared.empty:
         return (
-            "The run holds no paired comparison of MoT with a best single teacher chosen on dev; "
-            "the table shows all scores."
+            "The run holds no paired comparison of MoT with a best single teacher chosen on dev; the table shows "
+            "all scores."
         )
     sentences = [_overall(compared, measures)]
     for budget in measures.budgets:
@@ -106,16 +106,14 @@ def _overall(compared: pd.DataFrame, measures: Measures) -> str:
         found = f"MoT is significantly {'better' if wins else 'worse'}"
     else:
         found = (
-            f"of {total} differences, {wins} {_is(wins)} significant in MoT's favour "
-            f"and {losses} {_is(losses)} against it"
+            f"of {total} differences, {wins} {_is(wins)} significant in MoT's favour and {losses} {_is(losses)} "
+            "against it"
         )
     seeds = int(compared["num_seeds"].max())
     return (
-        "MoT is compared with the best single teacher, which was chosen on dev, by its students' accuracy "
-        "on "
-        f"{measures.report_split} ({seeds} training seed{'s' if seeds > 1 else ''}): {found} at the 5 % "
-        "level "
-        "after Holm's correction (95 % intervals in brackets)."
+        f"MoT is compared on {measures.report_split} with the student of the best single teacher, which was chosen on "
+        f"dev ({seeds} training seed{'s' if seeds > 1 else ''}): {found} at the 5 % level after Holm's correction "
+        "(95 % intervals in brackets)."
     )
 
 
@@ -130,8 +128,8 @@ def _clause(row: pd.Series[Any], headline: pd.DataFrame) -> str:
     marked = " (significant)" if not _absent(adjusted) and float(adjusted) < SIGNIFICANT else ""
     return (
         f"{visible(row['benchmark'])} ({row['role']}) {percent(row['mean'])} %{against}, a difference of "
-        f"{points(row['delta'])} points{marked} [{points(row['delta_low'])}, {points(row['delta_high'])}], "
-        f"p = {p_text(row['p_value'])}, adjusted {p_text(adjusted)}"
+        f"{points(row['delta'])} points{marked} [{points(row['delta_low'])}, {points(row['delta_high'])}], p = "
+        f"{p_text(row['p_value'])}, adjusted {p_text(adjusted)}"
     )
 
 
@@ -154,8 +152,7 @@ def _oracle(measures: Measures, budget: str, best: str) -> list[str]:
     accuracy, mot = measures.home_mean(budget, name), measures.home_mean(budget, "mot")
     return [
         f"With hindsight the best single teacher on {measures.report_split} would have been "
-        f"{visible(method_name(name))} "
-        f"(mean over home benchmarks {percent(accuracy)} %, MoT {percent(mot)} %)."
+        f"{visible(method_name(name))} (mean over home benchmarks {percent(accuracy)} %, MoT {percent(mot)} %)."
     ]
 
 

@@ -24,6 +24,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
+    # Ctrl-C reaches the whole process group; the flow process decides what to end, by closing our input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In the workers these must be set before numpy and torch are imported; one thread until a job says more.
     import accelerate  # noqa: F401
     import torch
@@ -33,8 +35,6 @@ def main() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group; the flow process decides what to end, by closing our input.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Parent().serve()
 
 
@@ -47,7 +47,7 @@ class Parent:
         self.buffers: dict[int, bytes] = {}
         self.pids: dict[str, int] = {}
         self.open_pipes: dict[str, set[int]] = {}
-        self.logs: dict[str, Any] = {}
+        self.logs: dict[str, list[Any]] = {}
 
     def serve(self) -> None:
         self.tell({"ready": os.getpid()})
@@ -76,8 +76,9 @@ class Parent:
             self.tell({"job": job, **json.loads(line)})
         else:
             text = line.decode(errors="replace")
-            self.logs[job].write(text + "\n")
-            self.logs[job].flush()
+            for log in self.logs[job]:
+                log.write(text + "\n")
+                log.flush()
             self.tell({"job": job, "line": text})
 
     def start(self, command: dict[str, Any]) -> None:
@@ -93,7 +94,8 @@ class Parent:
         os.close(output_write)
         self.pids[job] = pid
         self.open_pipes[job] = {events_read, output_read}
-        self.logs[job] = Path(command["log"]).open("a")  # noqa: SIM115  (closed with the job)
+        # A job's steps share one process and so one output: each step's log has the whole of it.
+        self.logs[job] = [Path(path).open("a") for path in command["logs"]]  # noqa: SIM115  (closed with the job)
         self.selector.register(events_read, selectors.EVENT_READ, ("events", job))
         self.selector.register(output_read, selectors.EVENT_READ, ("output", job))
 
@@ -106,7 +108,8 @@ class Parent:
         self.open_pipes[job].discard(descriptor)
         if not self.open_pipes[job]:
             _, status = os.waitpid(self.pids.pop(job), 0)
-            self.logs.pop(job).close()
+            for log in self.logs.pop(job):
+                log.close()
             del self.open_pipes[job]
             self.tell({"job": job, "exit": os.waitstatus_to_exitcode(status)})
 
@@ -160,11 +163,12 @@ def run_job(command: dict[str, Any], events: int) -> None:
     from mot_core.steps import RemoteStep
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
-    settings = RunSettings(**command["settings"])
+    settings = RunSettings(**{**command["settings"], "device": device_of_slot(command["slot"])})
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     torch.set_num_threads(settings.threads)
     store = Store(Path(command["store"]))
     models = ModelCache()
+    log = logging.getLogger("mot.worker")
 
     def emit(event: dict[str, Any]) -> None:
         os.write(events, json.dumps({**event, "time": time.time()}).encode() + b"\n")
@@ -172,8 +176,22 @@ def run_job(command: dict[str, Any], events: int) -> None:
     for document in command["steps"]:
         step = RemoteStep.from_json(document)
         emit({"event": "started", "identity": step.identity})
+        log.info("%s: starting (%s)", step.label, step.identity)
         published, parts = run_step(step, store, settings, emit, models)
+        how = "published already" if published.reused else f"published after {published.seconds:.1f} s"
+        log.info("%s: %s %s", step.label, how, {k: v for k, v in published.counts.items() if k != "parts"})
         emit({"event": "published", "record": published.to_json(), "parts": [part.to_json() for part in parts]})
+
+
+def device_of_slot(slot: int) -> str:
+    """The device that a worker binds to: its slot's GPU, or the CPU. CUDA is first touched here, after the fork."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    device = f"cuda:{slot % torch.cuda.device_count()}"
+    torch.cuda.set_device(device)
+    return device
 
 
 def describe(error: BaseException) -> dict[str, str]:

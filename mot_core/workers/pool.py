@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mot_core import errors
@@ -39,6 +40,7 @@ class Job:
     parts: list[Published] = field(default_factory=list)
     error: MotError | None = None
     current: int = 0
+    slot: int = 0
 
 
 class WorkerPool:
@@ -47,13 +49,13 @@ class WorkerPool:
     def __init__(self, store: Store, num_workers: int | None = None, checkpoint_seconds: float = 60.0) -> None:
         cores = len(os.sched_getaffinity(0))
         self.store = store
-        self.num_workers = num_workers or cores
+        self.num_workers = num_workers or num_gpus() or cores
         self.settings = RunSettings(max(1, cores // self.num_workers), checkpoint_seconds)
         self._process: subprocess.Popen[bytes] | None = None
         self._jobs: dict[str, Job] = {}
         self._ids = itertools.count()
         self._waiting: list[tuple[int, int]] = []
-        self._free = self.num_workers
+        self._free = list(range(self.num_workers))  # slots; a worker binds to its slot's device
         self._condition = threading.Condition()
         self._write_lock = threading.Lock()
         self._closed = False
@@ -89,18 +91,19 @@ class WorkerPool:
         turn = (priority, int(job_id))
         with self._condition:
             heapq.heappush(self._waiting, turn)
-            self._condition.wait_for(lambda: self._closed or (self._free > 0 and self._waiting[0] == turn))
+            self._condition.wait_for(lambda: self._closed or (bool(self._free) and self._waiting[0] == turn))
             if self._closed:
                 raise WorkerError("the workers were stopped before this step ran; run the same command again")
             heapq.heappop(self._waiting)
-            self._free -= 1
+            job.slot = heapq.heappop(self._free)
             self._jobs[job_id] = job
             self._condition.notify_all()
         try:
             self._send(
                 {
                     "job": job_id, "steps": [step.to_json() for step in steps], "store": str(self.store.root),
-                    "settings": vars(self.settings), "log": str(self.store.log_path(steps[0].identity)),
+                    "settings": vars(self.settings), "slot": job.slot,
+                    "logs": [str(self.store.log_path(step.identity)) for step in steps],
                 }
             )  # fmt: skip
             job.done.wait()
@@ -161,6 +164,7 @@ class WorkerPool:
     def _handle(self, job_id: str, message: dict[str, Any]) -> None:
         job = self._jobs[job_id]
         event = message.get("event")
+        step = job.steps[min(job.current, len(job.steps) - 1)]  # before a 'published' moves on to the next
         if event == "computing":
             self._note_computing(job_id, bool(message["on"]), message["time"])
         elif event == "published":
@@ -169,12 +173,11 @@ class WorkerPool:
             job.current += 1
         elif event == "error":
             kind = getattr(errors, message["error"]["type"] or "WorkerError")
-            step = job.steps[min(job.current, len(job.steps) - 1)]
             job.error = kind(f"{step.label}: {message['error']['message']}")
         elif "exit" in message:
             self._finish(job_id, job, message["exit"])
             return
-        job.listener(job.steps[min(job.current, len(job.steps) - 1)], message)
+        job.listener(step, message)
 
     def _note_computing(self, job_id: str, on: bool, when: float) -> None:
         if on:
@@ -188,14 +191,23 @@ class WorkerPool:
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             job.error = WorkerError(
                 f"{step.label}: its worker died ({cause}; memory?); its output is in "
-                f"{self.store.log_path(job.steps[0].identity)}; run the same command again: it goes on from what is published"
+                f"{self.store.log_path(job.steps[0].identity)}; run the same command again: it goes on"
             )
         self._computing.pop(job_id, None)
         with self._condition:
             del self._jobs[job_id]
-            self._free += 1
+            heapq.heappush(self._free, job.slot)
             self._condition.notify_all()
         job.done.set()
+
+
+def num_gpus() -> int:
+    """How many CUDA devices this process may use, asked of the driver's files: torch stays unloaded."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    gpus = Path("/proc/driver/nvidia/gpus")
+    return len(list(gpus.iterdir())) if gpus.is_dir() else 0
 
 
 def union_seconds(intervals: list[tuple[float, float]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -51,7 +52,7 @@ def test_curves_follow_the_split_that_was_scored_along_the_path() -> None:
     assert splits.to_dict() == {"arithmetic": "dev", "clocks": "dev", "letters": "test"}
 
 
-def _with(name: str, rows: list[tuple[object, ...]]) -> Results:
+def _with(name: str, rows: Sequence[tuple[object, ...]]) -> Results:
     return replace(empty_results(), **{name: pd.DataFrame(rows, columns=list(TABLE_COLUMNS[name]))})
 
 

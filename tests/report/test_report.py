@@ -120,6 +120,8 @@ def test_any_one_table_may_be_empty(
     # What is tested here is the logic around the figures; drawing each of them 14 times would take a minute.
     monkeypatch.setattr("mot_core.report.sections.outcome.rendered", _not_rendered)
     monkeypatch.setattr("mot_core.report.sections.making.rendered", _not_rendered)
+    monkeypatch.setattr("mot_core.report.measures._FINAL_RESAMPLES", 200)
+    monkeypatch.setattr("mot_core.report.measures._POINT_RESAMPLES", 200)
     assert write_report(without(results, name), tmp_path).is_file()
 
 

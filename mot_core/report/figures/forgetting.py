@@ -30,7 +30,7 @@ def forgetting(measures: Measures) -> Figure | None:
     budgets = [budget for budget in measures.budgets if (table["budget"] == budget).any()]
     if not budgets:
         return None
-    figure = new_figure(height=4.1, width=10.4 if len(budgets) > 1 else 6.4)
+    figure = new_figure(height=4.1)
     grid = figure.subplots(1, len(budgets), sharex=True, sharey=True, squeeze=False)[0]
     for axes, budget in zip(grid, budgets, strict=True):
         _changes_panel(axes, table[table["budget"] == budget], measures)
@@ -40,7 +40,6 @@ def forgetting(measures: Measures) -> Figure | None:
     shared_legend(
         figure,
         legend_handles(measures.palette, table["method"].unique(), lines=False),
-        7 if len(budgets) > 1 else 4,
     )
     return figure
 

@@ -33,14 +33,11 @@ def coverage_section(measures: Measures) -> Section:
             else f"{samples.min():,.0f} to {samples.max():,.0f}"
         )
         caption = (
-            f"Share of correct rationales for each teacher and problem: {table.shape[1]:,} training "
-            f"problems, {drawn} "
-            f"samples a teacher and problem. All {len(table)} teachers solve {counts['all']:,} problems at "
-            "least once, some "
-            f"solve {counts['some']:,}, none solves {counts['none']:,}. Right: problems solved at least "
-            "once (number at the bar) and, "
-            "dark, the share of correct rationales. Counts are exact, so no interval is drawn. Sand: not "
-            "sampled."
+            f"Share of correct rationales for each teacher and problem: {table.shape[1]:,} training problems, most "
+            f"solved first, {drawn} samples a teacher and problem. All {len(table)} teachers solve "
+            f"{counts['all']:,} problems at least once, some solve {counts['some']:,}, none solves "
+            f"{counts['none']:,}. Right: problems solved at least once (number at the bar) and, dark, the share of "
+            "correct rationales. Counts are exact, so no interval is drawn. Sand: not sampled."
         )
         blocks.append(FigureBlock(rendered("teacher_coverage", figure), "Matrix of teachers by problems.", caption))
         blocks.append(_teacher_totals(table))
@@ -66,10 +63,9 @@ def lengths_section(measures: Measures) -> Section:
         )
     chosen = rationales["selected"].map(lambda value: value is True or value == 1).astype(bool)
     caption = (
-        f"Length of {len(rationales):,} rationales drawn and of the {int(chosen.sum()):,} marked selected, "
-        "by teacher. Thick bars "
-        "are quartiles, thin ones the 5th to the 95th percentile of the rationales themselves, not "
-        "uncertainty."
+        f"Length of {len(rationales):,} rationales drawn and of the {int(chosen.sum()):,} marked selected, by "
+        "teacher. Thick bars are quartiles, thin ones the 5th to the 95th percentile of the rationales themselves, "
+        "not uncertainty."
     )
     verdicts = pd.crosstab(rationales["teacher"], rationales["verdict"])
     first = [name for name in ("correct", "incorrect", "unparseable", "truncated", "grader_failed") if name in verdicts]
@@ -99,12 +95,9 @@ def training_section(measures: Measures) -> Section:
         seeds = frame.loc[frame["budget"] == budget, "seed"].nunique()
         caption = (
             f"Loss on completion tokens, {visible(budget_name(budget))}, mean over {seeds} training "
-            f"seed{'s' if seeds != 1 else ''}, "
-            "by branch; dashed vertical lines are round boundaries (merges, where the method merges). Raw "
-            "steps, or means of "
-            f"consecutive steps where a path has more than {MAX_POINTS}; no interval is drawn. Losses of "
-            "different corpora are "
-            "not comparable with each other."
+            f"seed{'s' if seeds != 1 else ''}, by branch; dashed vertical lines are round boundaries (merges, where "
+            f"the method merges). Raw steps, or means of consecutive steps where a path has more than {MAX_POINTS}; "
+            "no interval is drawn. Losses of different corpora are not comparable with each other."
         )
         name = f"training_loss_{slug(budget)}"
         blocks.append(FigureBlock(rendered(name, figure), "Training loss by branch, one panel a method.", caption))
@@ -125,9 +118,8 @@ def merge_section(measures: Measures) -> Section:
         drift, agreement = merge_drift(measures, budget), merge_agreement(measures, budget)
         if drift is not None:
             caption = (
-                f"MoT, {name}: L2 norm of the update from the round's start, relative to the start's norm, "
-                "of each branch and "
-                "of the merge (mean over seeds; no interval). A mean moves less than its branches where "
+                f"MoT, {name}: L2 norm of the update from the round's start, relative to the start's norm, of each "
+                "branch and of the merge (mean over seeds; no interval). A mean moves less than its branches where "
                 "their updates disagree."
             )
             blocks.append(
@@ -135,12 +127,10 @@ def merge_section(measures: Measures) -> Section:
             )
         if agreement is not None:
             caption = (
-                f"Methods that merge, {name}: mean pairwise cosine of the branches' updates, share of "
-                "coordinates on which all "
-                "branches' updates share a sign, share of the mean update energy kept by the merge (means "
-                "over seeds), and the "
-                f"change in home accuracy in the same round on {_followed_split(measures)} (bars: "
-                f"{INTERVAL}, paired)."
+                f"Methods that merge, {name}: mean pairwise cosine of the branches' updates, share of coordinates "
+                "on which all branches' updates share a sign, share of the mean update energy kept by the merge "
+                "(means over seeds), and the change in home accuracy in the same round on "
+                f"{_followed_split(measures)} (bars: {INTERVAL}, paired)."
             )
             blocks.append(
                 FigureBlock(

@@ -74,15 +74,11 @@ def rounds_section(measures: Measures) -> Section:
         scores = measures.scores[measures.scores["budget"] == budget]
         followed = scores[scores["split"] == scores["benchmark"].map(splits)]
         caption = (
-            f"Accuracy by round, {visible(budget_name(budget))}. One panel a benchmark, on the split named "
-            "in its title; "
-            "a method measured once is a single marker at its last round, and the dotted line with its "
-            "band is the "
-            "untrained student. A path without merges is shown at the round boundaries at which it was "
-            "scored, and at its end, "
-            "whatever its length, at its last round. "
-            f"Vertical bars: {INTERVAL}; methods are shifted sideways within a round to keep them apart. "
-            f"{sizes(followed)}."
+            f"Accuracy by round, {visible(budget_name(budget))}. One panel a benchmark, on the split named in its "
+            "title; a method measured once is a single marker at its last round, and the dotted line with its band "
+            "is the untrained student. A path without merges is shown at the round boundaries at which it was "
+            f"scored, and at its end, whatever its length, at its last round. Vertical bars: {INTERVAL}; methods "
+            f"are shifted sideways within a round to keep them apart. {sizes(followed)}."
         )
         alt = f"Line chart of accuracy by round for {len(curves['method'].unique())} methods."
         blocks.append(FigureBlock(rendered(name, figure), alt, caption))
@@ -100,14 +96,11 @@ def cost_section(measures: Measures) -> Section:
     figure = accuracy_against_cost(measures)
     if figure is not None:
         caption = (
-            f"Home accuracy of the final students on {measures.report_split}, all home problems pooled, "
-            "against the "
-            "method's total cost (mean over seeds): completion tokens drawn from teachers for the corpora "
-            "it trains on, "
-            "training FLOPs over its whole path, and completion tokens a problem at inference. Methods are "
-            "shifted sideways by "
-            "at most 3.5 % of the axis, so that equal costs do not hide each other; the table has the "
-            f"exact ones. Vertical bars: {INTERVAL}. {final_sizes(measures)}."
+            f"Home accuracy of the final students on {measures.report_split}, all home problems pooled, against the "
+            "method's total cost (mean over seeds): completion tokens drawn from teachers for the corpora it "
+            "trains on, training FLOPs over its whole path, and completion tokens a problem at inference. Methods "
+            "are shifted sideways by at most 3.5 % of the axis, so that equal costs do not hide each other; the "
+            f"table has the exact ones. Vertical bars: {INTERVAL}. {final_sizes(measures)}."
         )
         blocks.append(
             FigureBlock(rendered("accuracy_against_cost", figure), "Scatter plots of accuracy over cost.", caption)
@@ -155,11 +148,9 @@ def forgetting_section(measures: Measures) -> Section:
         return Section("forgetting", "Forgetting", "Forgetting", [missing(_no_forgetting(measures))])
     scores = measures.scores
     caption = (
-        f"Change from the untrained student on {measures.report_split}: panel benchmarks (not distilled) "
-        "over home "
-        "benchmarks, problems pooled within each role. Below the horizontal line something was forgotten. "
-        "Bars: 95 % "
-        "percentile bootstrap over problems of the paired difference, seeds averaged within a problem. "
+        f"Change from the untrained student on {measures.report_split}: panel benchmarks (not distilled) over home "
+        "benchmarks, problems pooled within each role. Below the horizontal line something was forgotten. Bars: 95 "
+        "% percentile bootstrap over problems of the paired difference, seeds averaged within a problem. "
         f"{sizes(scores[scores['is_final'] & (scores['split'] == measures.report_split)])}."
     )
     blocks.append(
@@ -206,18 +197,16 @@ def _headline_table(measures: Measures, budget: str, rows: pd.DataFrame) -> Tabl
             cells += _headline_cells(rows[(rows["method"] == method) & (rows["benchmark"] == name)])
         table.append(cells)
     against = (
-        f"Δ is the paired difference from {visible(best)}, the best single teacher on dev, with its 95 % "
-        "bootstrap "
-        "interval; * p < 0.05, ** p < 0.01, *** p < 0.001 (sign-flip permutation test over problems, after "
-        "Holm)."
+        f"Δ is the paired difference from {visible(best)}, the best single teacher on dev, with its 95 % bootstrap "
+        "interval; * p < 0.05, ** p < 0.01, *** p < 0.001 (sign-flip permutation test over problems, after Holm)."
         if best
         else "No best single teacher was recorded, so no paired difference is shown."
     )
+    one_seed = bool(rows["sd"].isna().all())
+    spread = "Mean (one training seed, so no deviation)" if one_seed else "Mean ± sample deviation over training seeds"
     caption = (
-        f"{visible(budget_name(budget)).capitalize()}{budget_about(budget)}: final students on "
-        f"{measures.report_split}. Mean ± sample deviation "
-        f"over training seeds; in brackets the interval ({INTERVAL}). Bold: highest mean of the column, "
-        "significant or not. "
+        f"{visible(budget_name(budget)).capitalize()}{budget_about(budget)}: final students on {measures.report_split}. "
+        f"{spread}; in brackets the interval ({INTERVAL}). Bold: highest mean of the column, significant or not. "
         f"{against} {final_sizes(measures)}."
     )
     return TableBlock(caption, [top, second], table, f"headline-{slug(budget)}")

@@ -29,9 +29,8 @@ def answers_section(measures: Measures) -> Section:
     ]
     shown = f"{len(blocks)} of {len(groups)} problems" if len(groups) > MAX_PROBLEMS else f"{len(groups)} problems"
     intro = (
-        f"Model output on {shown}, as written: control and other invisible characters are shown as "
-        "symbols, texts longer than "
-        f"{MAX_TEXT_CHARS:,} characters are clipped. All of it is in tables/answers.csv."
+        f"Model output on {shown}, as written: control and other invisible characters are shown as symbols, texts "
+        f"longer than {MAX_TEXT_CHARS:,} characters are clipped. All of it is in tables/answers.csv."
     )
     return Section("answers", "Answers on a few problems", "Answers", [TextBlock(intro), *blocks])
 

@@ -1,0 +1,334 @@
+"""What the tracker is told about one run: runs to log as plain records, without MLflow.
+
+Everything is read from the run's index, its tables and the manifests of its steps. Invariant: `content` covers what
+the experiment's results are and nothing of the invocation (clock, path, commit, reused or run), so that the same
+spec run again has equal content. Only numbers, identities, hashes and short sanitised text become tags or params.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mot_core.artifacts import Manifest, Store, sha256_of
+from mot_core.errors import StoreError
+from mot_core.identity import canonical_json, fingerprint
+from mot_core.runs import SUMMARY, read_index
+
+Row = dict[str, str]
+PLAN_VERSION = 1  # raised when the same run is to be logged otherwise: what was logged is then replaced
+MAX_PARAM_CHARACTERS = 5_900  # MLflow refuses 6,001
+MAX_NAME_CHARACTERS = 200  # MLflow's stores agree on 250
+SCORES = ("avg_at_k", "pass_at_k", "maj_at_k")
+TEST_MEASURES = ("mean_completion_tokens", "truncated_share", "unparseable_share", "failed_share")
+AGREEMENT = ("mean_cosine", "min_cosine", "sign_agreement", "energy_kept")
+CURVES = ("loss", "grad_norm", "tokens")
+# What differs between two invocations with equal results: states and seconds of steps.
+INVOCATION_TABLES = ("steps.csv",)
+
+
+@dataclass(frozen=True, order=True)
+class Input:
+    """A corpus or benchmark: `digest` is its step's identity, `context` training or evaluation."""
+
+    context: str
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class StudentModel:
+    """A merged student, by place and hash; its weights are never uploaded."""
+
+    name: str
+    tags: dict[str, str]
+    uri: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of the tracker. `metrics` are (name, value, step); `notes` are tags outside of `content`."""
+
+    key: str
+    parent: str | None
+    name: str
+    tags: dict[str, str]
+    notes: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: tuple[tuple[str, float, int], ...] = ()
+    inputs: tuple[Input, ...] = ()
+    student: StudentModel | None = None
+    artifacts: tuple[tuple[Path, str | None], ...] = ()
+    table_hashes: dict[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    ended: float = 0.0
+
+    @cached_property
+    def content(self) -> str:
+        return fingerprint(
+            {
+                "version": PLAN_VERSION, "key": self.key, "name": self.name, "tags": self.tags, "params": self.params,
+                "metrics": [[name, repr(value), step] for name, value, step in self.metrics],
+                "inputs": [[one.context, one.name, one.digest] for one in self.inputs],
+                "student": {"name": self.student.name, **self.student.tags} if self.student else None,
+                "tables": self.table_hashes,
+            }
+        )  # fmt: skip
+
+
+def plan_run(store: Store, run_dir: Path) -> list[PlannedRun]:
+    """The runs to log for one invocation, parents before children.
+
+    Raises:
+        StoreError: the invocation did not get as far as its summary.
+    """
+    return list(_Planner(store, run_dir).runs())
+
+
+def metric_name(*parts: str) -> str:
+    """A metric's name that every MLflow store takes: `avg@16` is not one."""
+    text = "/".join(part for part in re.sub(r"[^\w.\-/ ]", "_", "/".join(parts), flags=re.ASCII).split("/") if part)
+    text = "/".join("_" if set(part) == {"."} else part for part in text.split("/"))
+    return text if len(text) <= MAX_NAME_CHARACTERS else f"{text[:MAX_NAME_CHARACTERS]}-{fingerprint(text)[:8]}"
+
+
+def short_text(value: Any, limit: int = 250) -> str:
+    """A tag's value: printable, on one line, short."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def param_value(value: Any) -> str:
+    text = short_text(value, 10**9) if isinstance(value, str) else canonical_json(value)
+    if len(text) <= MAX_PARAM_CHARACTERS:
+        return text
+    return f"{text[:MAX_PARAM_CHARACTERS]}… [cut: {len(text)} characters; whole in spec.yaml]"
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and values of a JSON mapping; lists stay whole, what is absent is left out."""
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from flatten(item, f"{prefix}{name}.")
+        elif item is not None:
+            yield f"{prefix}{name}", param_value(item)
+
+
+class _Planner:
+    """Plans the runs of one invocation: the experiment, its methods by budget and seed, their rounds and branches."""
+
+    def __init__(self, store: Store, run_dir: Path) -> None:
+        self.store, self.run_dir = store, run_dir
+        self.index = read_index(run_dir)
+        try:
+            self.summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text())
+        except FileNotFoundError:
+            raise StoreError(f"run {run_dir.name} has no {SUMMARY}: it ended early; run the experiment again") from None
+        self.spec: dict[str, Any] = self.index["spec"]
+        self.spec_identity: str = self.index["spec_identity"]
+        provenance = self.index["provenance"]
+        self.started = float(provenance.get("started") or 0.0)
+        self.notes = {
+            name: short_text(value)
+            for name, value in (
+                ("mot.run_id", run_dir.name), ("mot.git_commit", provenance.get("commit")),
+                ("mot.flow_run_id", provenance.get("flow_run_id")),
+            )
+            if value
+        }  # fmt: skip
+        self.tables = {name: self.table(name) for name in ("scores", "cost", "training", "merge_agreement")}
+        self.corpora: set[Input] = set()
+
+    def table(self, name: str) -> list[Row]:
+        path = self.run_dir / "tables" / f"{name}.csv"
+        if not path.is_file():
+            raise StoreError(f"run {self.run_dir.name} has no tables/{name}.csv: no report was written; run it again")
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def rows(self, table: str, **where: Any) -> list[Row]:
+        return [row for row in self.tables[table] if all(row[name] == str(value) for name, value in where.items())]
+
+    def runs(self) -> Iterator[PlannedRun]:
+        students = {(s["budget"], s["method"], s["seed"]): s for s in self.index["students"] if s["is_final"]}
+        # From the scores, so that the ensemble, which has no student of its own, is among them.
+        places = dict.fromkeys((r["budget"], r["method"], int(r["seed"])) for r in self.tables["scores"])
+        below = [
+            one for place in places for one in (self.method(*place, students.get(place)), *self.path(*place, students))
+        ]
+        yield self.experiment(tuple(sorted({one for run in below for one in run.inputs})))
+        yield from below
+
+    def tags(self, role: str, identity: str, **facts: Any) -> dict[str, str]:
+        return {
+            "mot.role": role, "mot.spec": self.spec_identity, "mot.identity": identity,
+            **{f"mot.{name}": short_text(value) for name, value in facts.items() if value is not None},
+        }  # fmt: skip
+
+    # -- the experiment --------------------------------------------------------------------------------
+
+    def experiment(self, inputs: tuple[Input, ...]) -> PlannedRun:
+        tables = sorted((self.run_dir / "tables").iterdir())
+        places = (("spec.yaml", None), ("report.html", None), ("tables", "tables"), ("figures", "figures"))
+        # The run's own name stays out: two spellings of one spec have one identity.
+        return PlannedRun(
+            "experiment", None, f"{self.spec['name']} {self.spec_identity[:8]}",
+            self.tags("experiment", self.spec_identity), self.notes, dict(flatten(self.spec)),
+            tuple(self.headlines()), inputs, None,
+            tuple((self.run_dir / name, place) for name, place in places if (self.run_dir / name).exists()),
+            {path.name: sha256_of(path) for path in tables if path.name not in INVOCATION_TABLES},
+            self.started, self.started,
+        )  # fmt: skip
+
+    def headlines(self) -> Iterator[tuple[str, float, int]]:
+        """Means over seeds on the test split, as in summary.json."""
+        for budget, methods in self.summary["budgets"].items():
+            for method, facts in methods.items():
+                for benchmark, scores in facts["benchmarks"].items():
+                    name = metric_name(budget, method, "test", benchmark, f"avg_at_{scores['k']}")
+                    yield name, float(scores["avg_at_k"]), 0
+
+    # -- methods ---------------------------------------------------------------------------------------
+
+    def method(self, budget: str, method: str, seed: int, student: dict[str, Any] | None) -> PlannedRun:
+        place = {"budget": budget, "method": method, "seed": seed}
+        scores = self.rows("scores", **place)
+        several = len(self.spec["budgets"]) > 1
+        branches = [self.manifest(branch["identity"]) for branch in (student or {}).get("branches", ())]
+        trained = {one for manifest in branches for one in self.corpora_of(manifest)}
+        teacher = student["teacher"] if student else None
+        costs = [
+            (metric_name("cost", name), value, 0)
+            for row in self.rows("cost", **place)
+            for name in row
+            if name not in place and (value := _number(row[name])) is not None
+        ]
+        return PlannedRun(
+            self.key(**place), "experiment", f"{method} seed {seed}" + (f" ({budget})" if several else ""),
+            self.tags(
+                "method", student["student"]["identity"] if student else fingerprint([r["identity"] for r in scores]),
+                teacher=teacher, rounds=student["round"] if student else None, **place,
+            ),
+            self.notes, {name: str(value) for name, value in place.items()},
+            (*_unique(point for row in scores for point in _score_points(row)), *costs),
+            tuple(sorted(trained | set(self.benchmarks(budget, seed, student)))), None, (), {},
+            min((m.started for m in branches if m), default=self.started),
+            max((m.ended for m in branches if m), default=self.started),
+        )  # fmt: skip
+
+    def path(self, budget: str, method: str, seed: int, students: dict[Any, Any]) -> Iterator[PlannedRun]:
+        student = students.get((budget, method, seed))
+        if student is None:
+            return
+        place = {"budget": budget, "method": method, "seed": seed}
+        for merge in student["merges"]:
+            yield self.round(place, merge)
+        for branch in student["branches"]:
+            yield self.branch(place, branch)
+
+    def round(self, place: dict[str, Any], merge: dict[str, Any]) -> PlannedRun:
+        where = {**place, "round": merge["round"]}
+        manifest = self.manifest(merge["identity"])
+        agreement = [
+            (metric_name("merge", name), value, merge["round"])
+            for row in self.rows("merge_agreement", **where)
+            for name in AGREEMENT
+            if (value := _number(row[name])) is not None
+        ]
+        scores = _unique(point for row in self.rows("scores", **where) for point in _score_points(row))
+        return PlannedRun(
+            self.key(**where), self.key(**place), f"round {merge['round']} merge",
+            self.tags("round", merge["identity"], **where), self.notes,
+            dict(flatten(manifest.spec)) if manifest else {}, (*agreement, *scores), (),
+            self.student_model(where, merge["identity"], manifest), (), {},
+            manifest.started if manifest else self.started, manifest.ended if manifest else self.started,
+        )  # fmt: skip
+
+    def branch(self, place: dict[str, Any], branch: dict[str, Any]) -> PlannedRun:
+        manifest = self.manifest(branch["identity"])
+        name = branch["name"]
+        teacher = name if name in {teacher["name"] for teacher in self.spec["teachers"]} else None
+        where = {**place, "round": branch["round"], "branch": name}
+        curves = [
+            (curve, value, int(row["step"]))
+            for row in self.rows("training", **where)
+            for curve in CURVES
+            if (value := _number(row[curve])) is not None
+        ]
+        return PlannedRun(
+            self.key(**where), self.key(**place), f"round {branch['round']} {name}" if branch["round"] else name,
+            self.tags("branch", branch["identity"], teacher=teacher, **where), self.notes,
+            dict(flatten(manifest.spec)) if manifest else {}, tuple(curves), tuple(sorted(self.corpora_of(manifest))),
+            None, (), {}, manifest.started if manifest else self.started, manifest.ended if manifest else self.started,
+        )  # fmt: skip
+
+    # -- parts -----------------------------------------------------------------------------------------
+
+    def key(self, **place: Any) -> str:
+        return "/".join(f"{name}={value}" for name, value in place.items())
+
+    def manifest(self, identity: str) -> Manifest | None:
+        return self.store.manifest(identity)
+
+    def corpora_of(self, branch: Manifest | None) -> set[Input]:
+        identities = [identity for role, identity in branch.parents if role == "corpora"] if branch else []
+        names = branch.spec.get("corpora", ()) if branch else ()
+        return {Input("training", f"corpus/{name}", identity) for identity in identities for name in names}
+
+    def benchmarks(self, budget: str, seed: int, student: dict[str, Any] | None) -> Iterator[Input]:
+        """The problem sets of a student's evaluations; a vote is over the same ones as its voters."""
+        voters = [s for s in self.index["students"] if (s["budget"], s["seed"], s["is_final"]) == (budget, seed, True)]
+        for evaluation in (student or voters[0])["evaluations"]:
+            name = f"benchmark/{evaluation['benchmark']}/{evaluation['split']}"
+            yield Input("evaluation", name, evaluation["problems"])
+
+    def student_model(self, where: dict[str, Any], identity: str, manifest: Manifest | None) -> StudentModel | None:
+        if manifest is None:
+            return None
+        weights = {n: facts["sha256"] for n, facts in sorted(manifest.files.items()) if n.endswith(".safetensors")}
+        parents = {role.removeprefix("branch/"): one for role, one in manifest.parents if role.startswith("branch/")}
+        sha256 = next(iter(weights.values())) if len(weights) == 1 else fingerprint([list(w) for w in weights.items()])
+        name = f"{where['method']} {where['budget']} seed {where['seed']} round {where['round']}"
+        tags = {
+            "mot.parents": canonical_json(parents), "mot.start": self.start_of(manifest), "mot.sha256": sha256,
+            **self.tags("merged-student", identity, **where),
+        }  # fmt: skip
+        return StudentModel(re.sub(r"[^\w\- ]", "-", name), tags, self.store.object_dir(identity).as_uri())
+
+    def start_of(self, merge: Manifest) -> str:
+        """The identity of the student that the merge's branches started from."""
+        for manifest in (merge, *(self.manifest(identity) for _, identity in merge.parents)):
+            if manifest is not None:
+                parents = [identity for role, identity in manifest.parents if role == "student"]
+                if parents or manifest.spec.get("student"):
+                    return str((parents or [manifest.spec["student"]])[0])
+        return "unknown"
+
+
+def _score_points(row: Row) -> Iterator[tuple[str, float, int]]:
+    """A score row's metrics by round: `dev/sums/avg_at_1`, and for the final student `test/sums/avg_at_4`."""
+    k = int(float(row["k"]))
+    names = {score: score.replace("_k", f"_{k}") for score in (SCORES if k > 1 else SCORES[:1])}
+    if row["split"] == "test":
+        names |= {measure: measure for measure in TEST_MEASURES}
+    for column, name in names.items():
+        value = _number(row[column])
+        if value is not None:
+            yield metric_name(row["split"], row["benchmark"], name), value, int(row["round"])
+
+
+def _unique(points: Iterable[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
+    """One point a name and step: a student that ends at a round's boundary is listed once."""
+    return list({(name, step): (name, value, step) for name, value, step in points}.values())
+
+
+def _number(text: str) -> float | None:
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None

@@ -1,0 +1,138 @@
+"""Kill anywhere: an experiment that is killed again and again ends with the same students, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mot_core.artifacts import Store
+from tests.pico import pico_document
+from tests.processes import descendants, is_alive, start_driver, wait_until, write_spec
+
+NUM_KILLS = 10
+START_SECONDS = 180.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def spec_file(pico_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    document = pico_document(pico_models)
+    document["methods"] = [{"name": "std"}, {"name": "mot"}]
+    document["steps_per_round"] = 12
+    document["evaluation"]["path"]["rounds"] = "last"
+    document["evaluation"]["benchmarks"] = document["evaluation"]["benchmarks"][:1]
+    return write_spec(tmp_path_factory.mktemp("kill") / "spec.yaml", document)
+
+
+def published(store: Store) -> dict[str, float]:
+    """The published steps, with when each was started."""
+    objects = store.root / "objects"
+    if not objects.is_dir():
+        return {}
+    return {manifest.identity: manifest.started for manifest in store.manifests()}
+
+
+def count_manifests(store: Store) -> int:
+    return sum(1 for _ in (store.root / "objects").glob("*/manifest.json")) if store.root.exists() else 0
+
+
+def summary_of(store: Store) -> dict[str, Any]:
+    """The newest summary (killed runs have none)."""
+    paths = sorted((store.root / "runs").glob("*/summary.json"))
+    document: dict[str, Any] = json.loads(paths[-1].read_text())
+    return document
+
+
+def weight_hashes(summary: dict[str, Any]) -> dict[tuple[str, str], str]:
+    return {(method, seed): row["sha256"] for method, seeds in summary["students"].items() for seed, row in seeds.items()}
+
+
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    code = process.wait(timeout=START_SECONDS)
+    assert code == 0, log.read_text()[-4000:]
+
+
+def kill_when(
+    process: subprocess.Popen[bytes], due: Callable[[], bool], delay: float, log: Path
+) -> bool:
+    """Kill -9 the main process only, some seconds after something is seen; False if it finished before."""
+    wait_until(lambda: due() or process.poll() is not None, START_SECONDS, f"progress ({log.read_text()[-2000:]})")
+    time.sleep(delay)
+    below = {pid: command for pid, command in descendants(process.pid).items() if "mot_core.workers" in command}
+    if process.poll() is not None:
+        assert process.returncode == 0, log.read_text()[-4000:]
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not any(map(is_alive, below)), 10.0, f"workers outlive their flow process: {below}")
+    return True
+
+
+def test_ten_kills_change_nothing(spec_file: Path, tmp_path: Path, drive_environment: dict[str, str]) -> None:
+    log = tmp_path / "log"
+    whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
+    finish(start_driver(spec_file, whole.root, drive_environment, log), log)
+    total = count_manifests(whole)
+    assert total > 25
+
+    chance = random.Random(2024)
+    # Spread over the whole run: one threshold in each tenth of it, then a moment after.
+    thresholds = [chance.randrange(total * i // NUM_KILLS, total * (i + 1) // NUM_KILLS) for i in range(NUM_KILLS)]
+    first_started: dict[str, float] = {}
+    num_kills = 0
+    for threshold in thresholds:
+        process = start_driver(spec_file, broken.root, drive_environment, log)
+        killed = kill_when(
+            process, lambda limit=threshold: count_manifests(broken) > limit, chance.uniform(0.0, 0.2), log
+        )
+        num_kills += killed
+        for identity, started in published(broken).items():
+            assert first_started.setdefault(identity, started) == started, "a published step ran again"
+    finish(start_driver(spec_file, broken.root, drive_environment, log), log)
+
+    assert num_kills >= NUM_KILLS - 1
+    ours, theirs = summary_of(broken), summary_of(whole)
+    assert weight_hashes(ours) == weight_hashes(theirs)
+    assert ours["budgets"].keys() == theirs["budgets"].keys()
+    for budget, methods in theirs["budgets"].items():
+        for method, result in methods.items():
+            assert ours["budgets"][budget][method]["benchmarks"] == result["benchmarks"]
+    broken_steps = {manifest.identity: manifest for manifest in broken.manifests()}
+    whole_steps = {manifest.identity: manifest for manifest in whole.manifests()}
+    assert broken_steps.keys() == whole_steps.keys()
+    for identity, manifest in whole_steps.items():
+        assert broken_steps[identity].files == manifest.files, f"{manifest.kind} {manifest.label} differs"
+    for identity, started in first_started.items():
+        assert broken_steps[identity].started == started, f"{broken_steps[identity].label} ran again"
+    assert ours["step_counts"]["run"] + ours["step_counts"]["reused"] > 0
+
+
+def test_a_branch_killed_between_two_steps_goes_on_from_its_checkpoint(
+    spec_file: Path, tmp_path: Path, drive_environment: dict[str, str]
+) -> None:
+    log = tmp_path / "log"
+    store = Store(tmp_path / "store")
+
+    def inside_a_branch() -> bool:
+        return any(store.root.glob("tmp/*/.checkpoint/state.json"))
+
+    process = start_driver(spec_file, store.root, drive_environment, log)
+    assert kill_when(process, inside_a_branch, 0.0, log)
+    left = {path.parent.parent.name: json.loads(path.read_text())["step"] for path in store.root.glob("tmp/*/.checkpoint/state.json")}
+    finish(start_driver(spec_file, store.root, drive_environment, log), log)
+    assert left, "the kill came between two branches"
+    for identity, steps_done in left.items():
+        rows = [json.loads(line) for line in (store.object_dir(identity) / "training.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(rows[0]["step"], rows[0]["step"] + len(rows)))
+        assert 0 < steps_done < len(rows)
+    assert not list(store.root.glob("tmp/*/.checkpoint"))

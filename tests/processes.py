@@ -1,0 +1,64 @@
+"""Real processes for tests: start the driver, look at its children, wait for something to happen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_spec(path: Path, document: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def start_driver(spec: Path, store: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """`python -m tests.drive` in the background; its output goes to a file."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.drive", str(spec), str(store)],
+            stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+        )  # fmt: skip
+
+
+def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll every 10 ms; fail after some seconds."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.01)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Every living process below a pid, with its command line."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            commands[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found: dict[int, str] = {}
+    grown = True
+    while grown:
+        more = {child for child, parent in parents.items() if (parent == pid or parent in found) and child not in found}
+        found.update({child: commands.get(child, "") for child in more})
+        grown = bool(more)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
