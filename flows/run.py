@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,7 @@ def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: 
         write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     write_summary()
-    results = collect(invocation.store, run_dir, summary)
-    write_report(results, run_dir)
+    write_report(replace(results, summary=summary), run_dir)
     track_run(invocation.store, run_dir)
     write_summary()  # again, so that the wall time includes report and tracking
 

@@ -28,14 +28,15 @@ class Rationale:
 
 def parse_completion(text: str) -> Rationale:
     """Split a completion at its think marks; text without marks is all answer."""
-    head, opened, rest = text.partition(THINK_OPEN)
-    if not opened:
-        reasoning, closed_mark, answer = text.partition(THINK_CLOSE)
-        # A prompt that ends in <think> leaves only the closing mark in the completion.
-        return Rationale(reasoning, answer) if closed_mark else Rationale("", text)
-    reasoning, closed_mark, answer = rest.rpartition(THINK_CLOSE)
+    thought, closed_mark, answer = text.rpartition(THINK_CLOSE)
+    if THINK_OPEN in answer:  # opened, perhaps again, and never closed
+        return Rationale(text.partition(THINK_OPEN)[2], "", closed=False)
     if not closed_mark:
-        return Rationale(rest, "", closed=False)
+        return Rationale("", text)
+    head, opened, reasoning = thought.partition(THINK_OPEN)
+    if not opened or THINK_CLOSE in head:
+        # A prompt that ends in <think> leaves only the closing mark in the completion.
+        return Rationale(thought, answer)
     return Rationale(reasoning, answer if not head.strip() else head + answer)
 
 

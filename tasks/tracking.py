@@ -21,6 +21,7 @@ from typing import Any
 from mot_core.artifacts import Store, write_atomically
 from mot_core.locks import FileLock
 from mot_core.provenance import without_credentials
+from mot_core.runs import read_index
 from tasks.tracking_plan import PlannedRun, plan_run, short_text
 
 TRACKING = "tracking.json"
@@ -86,7 +87,7 @@ def _track(store: Store, run_dirs: list[Path]) -> list[TrackingOutcome]:
                 _record(run_dir, outcomes[-1])
     except Exception as error:
         problem = _problem(error, uri)
-        log.warning("tracking to %s failed, the results are safe and will be logged by the next run: %s", shown, problem)
+        log.warning("tracking to %s failed; the results are safe, the next run logs them: %s", shown, problem)
         for run_dir in run_dirs[len(outcomes) :]:
             outcomes.append(TrackingOutcome(shown, None, 0, 0, problem))
             with contextlib.suppress(OSError):  # a full disk has been reported already
@@ -98,11 +99,11 @@ def _logged(client: Any, store: Store, run_dir: Path, uri: str) -> TrackingOutco
     shown = _masked(uri, uri)
     try:
         plans = plan_run(store, run_dir)
-        experiment_id = _experiment(client, store, json.loads((run_dir / "index.json").read_text())["spec"]["name"], uri)
+        experiment_id = _experiment(client, store, read_index(run_dir)["spec"]["name"], uri)
         return TrackingOutcome(shown, *_Tracker(client, experiment_id).log(plans), None)
     except Exception as error:
         problem = _problem(error, uri)
-        log.warning("tracking of run %s to %s failed, its results are safe: %s", run_dir.name, shown, problem)
+        log.warning("tracking of run %s to %s failed; its results are safe: %s", run_dir.name, shown, problem)
         return TrackingOutcome(shown, None, 0, 0, problem)
 
 

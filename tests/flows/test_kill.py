@@ -54,7 +54,9 @@ def summary_of(store: Store) -> dict[str, Any]:
 
 
 def weight_hashes(summary: dict[str, Any]) -> dict[tuple[str, str], str]:
-    return {(method, seed): row["sha256"] for method, seeds in summary["students"].items() for seed, row in seeds.items()}
+    return {
+        (method, seed): row["sha256"] for method, seeds in summary["students"].items() for seed, row in seeds.items()
+    }
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -62,9 +64,7 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> None:
     assert code == 0, log.read_text()[-4000:]
 
 
-def kill_when(
-    process: subprocess.Popen[bytes], due: Callable[[], bool], delay: float, log: Path
-) -> bool:
+def kill_when(process: subprocess.Popen[bytes], due: Callable[[], bool], delay: float, log: Path) -> bool:
     """Kill -9 the main process only, some seconds after something is seen; False if it finished before."""
     wait_until(lambda: due() or process.poll() is not None, START_SECONDS, f"progress ({log.read_text()[-2000:]})")
     time.sleep(delay)
@@ -128,7 +128,10 @@ def test_a_branch_killed_between_two_steps_goes_on_from_its_checkpoint(
 
     process = start_driver(spec_file, store.root, drive_environment, log)
     assert kill_when(process, inside_a_branch, 0.0, log)
-    left = {path.parent.parent.name: json.loads(path.read_text())["step"] for path in store.root.glob("tmp/*/.checkpoint/state.json")}
+    left = {
+        path.parent.parent.name: json.loads(path.read_text())["step"]
+        for path in store.root.glob("tmp/*/.checkpoint/state.json")
+    }
     finish(start_driver(spec_file, store.root, drive_environment, log), log)
     assert left, "the kill came between two branches"
     for identity, steps_done in left.items():

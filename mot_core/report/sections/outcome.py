@@ -205,9 +205,9 @@ def _headline_table(measures: Measures, budget: str, rows: pd.DataFrame) -> Tabl
     one_seed = bool(rows["sd"].isna().all())
     spread = "Mean (one training seed, so no deviation)" if one_seed else "Mean ± sample deviation over training seeds"
     caption = (
-        f"{visible(budget_name(budget)).capitalize()}{budget_about(budget)}: final students on {measures.report_split}. "
-        f"{spread}; in brackets the interval ({INTERVAL}). Bold: highest mean of the column, significant or not. "
-        f"{against} {final_sizes(measures)}."
+        f"{visible(budget_name(budget)).capitalize()}{budget_about(budget)}: final students on "
+        f"{measures.report_split}. {spread}; in brackets the interval ({INTERVAL}). "
+        f"Bold: highest mean of the column, significant or not. {against} {final_sizes(measures)}."
     )
     return TableBlock(caption, [top, second], table, f"headline-{slug(budget)}")
 

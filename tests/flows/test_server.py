@@ -1,0 +1,85 @@
+"""With a Prefect server: runs, names, reused states and artifacts, as its API (and so its UI) shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from tests.pico import pico_experiment
+from tests.processes import ROOT, wait_until, write_spec
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A real Prefect server on loopback; `(API URL, environment of its clients)`."""
+    home = tmp_path_factory.mktemp("prefect-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        wait_until(lambda: healthy(url), 90, "the Prefect server's start")
+        yield url, {**environment, "PREFECT_API_URL": url}
+    finally:
+        process.terminate()
+        process.wait(30)
+        assert not healthy(url)
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def ask(url: str, path: str, body: dict[str, Any]) -> Any:
+    request = Request(f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as response:
+        return json.loads(response.read())
+
+
+def test_task_runs_are_named_after_what_they_do_and_a_second_run_is_reused(
+    server: tuple[str, dict[str, str]], pico_models: Path, tmp_path: Path
+) -> None:
+    url, environment = server
+    spec = write_spec(tmp_path / "spec.yaml", pico_experiment(pico_models).model_dump(mode="json"))
+    for _ in range(2):
+        command = [sys.executable, "-W", "ignore", "-m", "tests.drive", str(spec), str(tmp_path / "store")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    flows = ask(url, "/flow_runs/filter", {"sort": "START_TIME_ASC"})
+    assert [flow["state_type"] for flow in flows] == ["COMPLETED", "COMPLETED"]
+    assert [flow["name"][-3:] for flow in flows] == ["001", "002"]
+    states: list[dict[str, str]] = []
+    for flow in flows:
+        wanted = {"flow_runs": {"id": {"any_": [flow["id"]]}}, "limit": 200}
+        runs = ask(url, "/task_runs/filter", wanted)
+        states.append({run["name"]: run["state_name"] for run in runs})
+    assert any(name.startswith("finetune ") and "mot round 2" in name for name in states[0])
+    stages = {name for name in states[0] if not name.startswith(("score table", "compare"))}
+    assert {states[0][name] for name in stages} == {"Completed"}
+    assert {states[1][name] for name in stages} == {"Reused"}
+    artifacts = ask(url, "/artifacts/filter", {"limit": 50})
+    keys = {artifact["key"] for artifact in artifacts}
+    assert any(key.startswith("links-") for key in keys)
+    table = next(artifact for artifact in artifacts if artifact["key"].endswith("round-2"))
+    assert "| mot | " in table["data"]
