@@ -26,7 +26,7 @@ from tasks.tracking_plan import PlannedRun, plan_run, short_text
 
 TRACKING = "tracking.json"
 COMPLETE, KEY, SPEC, PARENT_RUN = "mot.complete", "mot.key", "mot.spec", "mlflow.parentRunId"
-METRICS_PER_BATCH, PARAMS_PER_BATCH = 1_000, 100  # MLflow's limits
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 900, 100  # MLflow's limits are 1,000 entities a batch, 100 of them params
 PROBE_SECONDS, CALL_SECONDS = 4, 20
 log = logging.getLogger("mot.tracking")
 
@@ -268,10 +268,9 @@ class _Tracker:
             Metric(name, value, stamp, step, model_id=model_id, run_id=run_id) for name, value, step in plan.metrics
         ]
         params = [Param(name, value) for name, value in plan.params.items()]
-        for start in range(0, len(params), PARAMS_PER_BATCH):
-            self.client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
-        for start in range(0, len(metrics), METRICS_PER_BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+        while params or metrics:
+            self.client.log_batch(run_id, metrics=metrics[:METRICS_PER_BATCH], params=params[:PARAMS_PER_BATCH])
+            metrics, params = metrics[METRICS_PER_BATCH:], params[PARAMS_PER_BATCH:]
 
     def log_inputs(self, plan: PlannedRun, run_id: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import shutil
 import tempfile
@@ -239,11 +238,11 @@ def _publish(
     model.bfloat16().save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     (staging / "README.md").write_text(_model_card(model, recipe, whole, run), encoding="utf-8")
-    os.chmod(staging, 0o755)
+    staging.chmod(0o755)
     target = out / recipe.name
     if target.exists():
         shutil.rmtree(target)
-    os.replace(staging, target)
+    staging.replace(target)
 
 
 def _model_card(model: Qwen3ForCausalLM, recipe: ModelRecipe, whole: Recipe, run: ForgedModel) -> str:

@@ -88,7 +88,7 @@ TINY = Shape(hidden_size=96, num_layers=3, intermediate_size=288)
 # Teachers know the home families and nothing else; the shares give each another strong side.
 _SUMS_SIDE = (("sums", 0.50), ("products", 0.35), ("short-sums", 0.075), ("short-products", 0.075))
 _PRODUCTS_SIDE = (("sums", 0.35), ("products", 0.50), ("short-sums", 0.075), ("short-products", 0.075))
-# A student has met easy home problems in every style, few long ones, and the panel's skills. The larger one needs
+# A student has met easy home problems in every style, few long ones, and the panel: the larger one needs
 # fewer long problems to reach the same level, and more words before it can reverse and count.
 _SMALL_STUDENT = (
     ("sums", 0.05),
@@ -101,23 +101,23 @@ _SMALL_STUDENT = (
     ("largest", 0.06),
 )
 _TINY_STUDENT = (
-    ("sums", 0.07),
-    ("products", 0.075),
+    ("sums", 0.10),
+    ("products", 0.08),
     ("short-sums", 0.25),
     ("short-products", 0.20),
     ("reverse", 0.10),
     ("sort", 0.11),
-    ("count", 0.125),
-    ("largest", 0.07),
+    ("count", 0.10),
+    ("largest", 0.06),
 )
 
 DEFAULT_RECIPE = Recipe(
     models=(
         ModelRecipe("running-total", SMALL, ("running-total",), _PRODUCTS_SIDE, 1800, 11),
-        ModelRecipe("gains-and-losses", SMALL, ("gains-and-losses",), _PRODUCTS_SIDE, 2000, 12),
-        ModelRecipe("tens-and-ones", SMALL, ("tens-and-ones",), _SUMS_SIDE, 1600, 13),
+        ModelRecipe("gains-and-losses", SMALL, ("gains-and-losses",), _PRODUCTS_SIDE, 2200, 12),
+        ModelRecipe("tens-and-ones", SMALL, ("tens-and-ones",), _SUMS_SIDE, 1800, 13),
         ModelRecipe("student-small", SMALL, STYLES, _SMALL_STUDENT, 3600, 21),
-        ModelRecipe("student-tiny", TINY, STYLES, _TINY_STUDENT, 4000, 22),
+        ModelRecipe("student-tiny", TINY, STYLES, _TINY_STUDENT, 4500, 22),
     )
 )
 

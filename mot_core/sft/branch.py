@@ -5,6 +5,7 @@ Also the baselines' training: STD is one branch on one corpus for the full lengt
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any
 
@@ -33,6 +34,8 @@ def train_branch(context: StepContext) -> dict[str, Any]:
     )
     model = load_model(locator, revision, context.settings.device)
     snapshots = {step for step in spec["snapshot_steps"] if step < spec["num_steps"]}
+    # Scratch until the end: an attempt that goes on from a checkpoint needs the snapshots taken before it.
+    scratch = context.work_dir / ".snapshots"
     started, trained = time.monotonic(), 0
 
     def after_step(done: int, entry: StepLog) -> None:
@@ -41,8 +44,9 @@ def train_branch(context: StepContext) -> dict[str, Any]:
         rate = trained / max(1e-9, time.monotonic() - started)
         context.progress(done, len(batches), "steps", loss=entry["loss"], tokens_per_second=rate)
         if done in snapshots:
-            save_student(model, tokenizer, context.work_dir / "snapshots" / f".step-{done}")
-            (context.work_dir / "snapshots" / f".step-{done}").rename(context.work_dir / snapshot_directory(done))
+            save_student(model, tokenizer, scratch / ".unfinished")
+            shutil.rmtree(scratch / f"step-{done}", ignore_errors=True)  # taken again after an older checkpoint
+            (scratch / ".unfinished").rename(scratch / f"step-{done}")
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     log = train(
@@ -50,6 +54,9 @@ def train_branch(context: StepContext) -> dict[str, Any]:
         Checkpoints(context.work_dir, context.settings.checkpoint_seconds),
         first_step=spec["first_step"], total_steps=spec["total_steps"], after_step=after_step,
     )  # fmt: skip
+    for done in sorted(snapshots):
+        (context.work_dir / snapshot_directory(done)).parent.mkdir(exist_ok=True)
+        (scratch / f"step-{done}").rename(context.work_dir / snapshot_directory(done))
     save_student(model, tokenizer, context.work_dir)
     write_jsonl(context.work_dir / TRAINING_LOG, log)
     return {
