@@ -22,7 +22,8 @@ from mot_core.artifacts import Store, write_atomically
 from mot_core.locks import FileLock
 from mot_core.provenance import without_credentials
 from mot_core.runs import read_index
-from tasks.tracking_plan import PlannedRun, plan_run, short_text
+from tasks.tracking_plan import plan_run
+from tasks.tracking_records import PlannedRun, short_text
 
 TRACKING = "tracking.json"
 COMPLETE, KEY, SPEC, PARENT_RUN = "mot.complete", "mot.key", "mot.spec", "mlflow.parentRunId"
@@ -169,10 +170,8 @@ def _experiment(client: Any, store: Store, name: str, uri: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise ValueError(
-            f"experiment {name!r} was deleted in the tracker; `mlflow experiments restore -x {found.experiment_id}` "
-            "brings it back, or give the spec another name"
-        )
+        remedy = f"`mlflow experiments restore -x {found.experiment_id}` brings it back, or give the spec another name"
+        raise ValueError(f"experiment {name!r} was deleted in the tracker; {remedy}")
     return str(found.experiment_id)
 
 

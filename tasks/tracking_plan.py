@@ -1,8 +1,7 @@
 """What the tracker is told about one run: runs to log as plain records, without MLflow.
 
-Everything is read from the run's index, its tables and the manifests of its steps. Invariant: `content` covers what
-the experiment's results are and nothing of the invocation (clock, path, commit, reused or run), so that the same
-spec run again has equal content. Only numbers, identities, hashes and short sanitised text become tags or params.
+Everything is read from the run's index, its tables and the manifests of its steps. Invariant: only numbers,
+identities, hashes and short sanitised text become tags or params; nothing comes from the environment.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,66 +18,15 @@ from mot_core.artifacts import Manifest, Store, sha256_of
 from mot_core.errors import StoreError
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.runs import SUMMARY, read_index
+from tasks.tracking_records import Input, PlannedRun, StudentModel, flatten, metric_name, short_text
 
 Row = dict[str, str]
-PLAN_VERSION = 1  # raised when the same run is to be logged otherwise: what was logged is then replaced
-MAX_PARAM_CHARACTERS = 5_900  # MLflow refuses 6,001
-MAX_NAME_CHARACTERS = 200  # MLflow's stores agree on 250
 SCORES = ("avg_at_k", "pass_at_k", "maj_at_k")
 TEST_MEASURES = ("mean_completion_tokens", "truncated_share", "unparseable_share", "failed_share")
 AGREEMENT = ("mean_cosine", "min_cosine", "sign_agreement", "energy_kept")
 CURVES = ("loss", "grad_norm", "tokens")
 # What differs between two invocations with equal results: states and seconds of steps.
 INVOCATION_TABLES = ("steps.csv",)
-
-
-@dataclass(frozen=True, order=True)
-class Input:
-    """A corpus or benchmark: `digest` is its step's identity, `context` training or evaluation."""
-
-    context: str
-    name: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class StudentModel:
-    """A merged student, by place and hash; its weights are never uploaded."""
-
-    name: str
-    tags: dict[str, str]
-    uri: str
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of the tracker. `metrics` are (name, value, step); `notes` are tags outside of `content`."""
-
-    key: str
-    parent: str | None
-    name: str
-    tags: dict[str, str]
-    notes: dict[str, str]
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: tuple[tuple[str, float, int], ...] = ()
-    inputs: tuple[Input, ...] = ()
-    student: StudentModel | None = None
-    artifacts: tuple[tuple[Path, str | None], ...] = ()
-    table_hashes: dict[str, str] = field(default_factory=dict)
-    started: float = 0.0
-    ended: float = 0.0
-
-    @cached_property
-    def content(self) -> str:
-        return fingerprint(
-            {
-                "version": PLAN_VERSION, "key": self.key, "name": self.name, "tags": self.tags, "params": self.params,
-                "metrics": [[name, repr(value), step] for name, value, step in self.metrics],
-                "inputs": [[one.context, one.name, one.digest] for one in self.inputs],
-                "student": {"name": self.student.name, **self.student.tags} if self.student else None,
-                "tables": self.table_hashes,
-            }
-        )  # fmt: skip
 
 
 def plan_run(store: Store, run_dir: Path) -> list[PlannedRun]:
@@ -90,35 +36,6 @@ def plan_run(store: Store, run_dir: Path) -> list[PlannedRun]:
         StoreError: the invocation did not get as far as its summary.
     """
     return list(_Planner(store, run_dir).runs())
-
-
-def metric_name(*parts: str) -> str:
-    """A metric's name that every MLflow store takes: `avg@16` is not one."""
-    text = "/".join(part for part in re.sub(r"[^\w.\-/ ]", "_", "/".join(parts), flags=re.ASCII).split("/") if part)
-    text = "/".join("_" if set(part) == {"."} else part for part in text.split("/"))
-    return text if len(text) <= MAX_NAME_CHARACTERS else f"{text[:MAX_NAME_CHARACTERS]}-{fingerprint(text)[:8]}"
-
-
-def short_text(value: Any, limit: int = 250) -> str:
-    """A tag's value: printable, on one line, short."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def param_value(value: Any) -> str:
-    text = short_text(value, 10**9) if isinstance(value, str) else canonical_json(value)
-    if len(text) <= MAX_PARAM_CHARACTERS:
-        return text
-    return f"{text[:MAX_PARAM_CHARACTERS]}… [cut: {len(text)} characters; whole in spec.yaml]"
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values of a JSON mapping; lists stay whole, what is absent is left out."""
-    for name, item in value.items():
-        if isinstance(item, dict):
-            yield from flatten(item, f"{prefix}{name}.")
-        elif item is not None:
-            yield f"{prefix}{name}", param_value(item)
 
 
 class _Planner:

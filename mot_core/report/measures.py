@@ -167,9 +167,10 @@ class Measures:
 
     def best_teacher(self, budget: str) -> str | None:
         """'std/<teacher>' that was best on dev: the summary's, else by the same rule from the scores."""
-        recorded = self.results.summary.get("best_single_teacher")
-        recorded = recorded.get(budget, recorded) if isinstance(recorded, dict) else None
-        chosen = recorded.get("dev") if isinstance(recorded, dict) else None
+        recorded = self.results.summary.get("best_single_teacher") or {}
+        by_budget = {**recorded, **recorded.get("by_budget", {})}
+        of_budget = by_budget.get(budget)
+        chosen = (of_budget if isinstance(of_budget, dict) else recorded).get("dev")
         return str(chosen) if chosen is not None else self._highest_teacher(budget, "dev")
 
     def test_oracle(self, budget: str) -> str | None:

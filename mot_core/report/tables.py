@@ -18,7 +18,7 @@ DELTA_COLUMNS = ("against", "delta", "delta_low", "delta_high", "p_value", "p_va
 def headline_frame(measures: Measures) -> pd.DataFrame:
     """Final scores by budget, method and benchmark, with the paired difference from the best teacher.
 
-    `is_best` marks the highest mean of a budget and benchmark (several, if equal).
+    `is_best` marks the highest mean of a budget and benchmark: several if equal, none if all are.
     """
     frame = measures.final.copy()
     comparisons = _against_best(measures)
@@ -27,8 +27,9 @@ def headline_frame(measures: Measures) -> pd.DataFrame:
     for index, column in enumerate(DELTA_COLUMNS):
         values = [row[index] for row in found]
         frame[column] = pd.Series(values, index=frame.index, dtype=object if column == "against" else float)
-    best = frame.groupby(["budget", "benchmark"])["mean"].transform("max") if len(frame) else frame["mean"]
-    frame["is_best"] = (frame["mean"] >= best - 1e-12).astype(bool)
+    by_column = frame.groupby(["budget", "benchmark"])["mean"]
+    highest, lowest = by_column.transform("max"), by_column.transform("min")
+    frame["is_best"] = ((frame["mean"] >= highest - 1e-12) & (highest > lowest)).astype(bool)
     order = {method: index for index, method in enumerate(measures.palette.methods)}
     places = {name: index for index, (name, _) in enumerate(measures.benchmarks)}
     rank = pd.DataFrame(

@@ -48,6 +48,7 @@ def test_pass_at_k_one_of_four_in_two_draws_is_a_half() -> None:
     assert pass_at_k(np.array([1, 2]), 4, 2) == pytest.approx([0.5, 5 / 6])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.data())
 def test_pass_at_one_is_avg_and_pass_at_n_is_any_correct(samples: int, data: st.DataObject) -> None:
     correct = np.array(data.draw(st.lists(st.integers(0, samples), min_size=1, max_size=10)))
@@ -180,6 +181,7 @@ def test_holm_by_hand() -> None:
     assert holm([]).tolist() == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_monotone_and_never_below_the_raw_value(p_values: list[float]) -> None:
     raw, adjusted = np.array(p_values), holm(p_values)

@@ -178,8 +178,9 @@ def test_hostile_names_and_texts_are_escaped_everywhere(tmp_path: Path) -> None:
 
 def test_best_teacher_may_be_given_by_budget_or_not_at_all(results: Results) -> None:
     by_budget = {"matched_path": {"dev": "std/qwq"}, "matched_compute": {"dev": "std/r1"}}
-    measures = Measures(replace(results, summary={"best_single_teacher": by_budget}))
-    assert [measures.best_teacher(budget) for budget in measures.budgets] == ["std/qwq", "std/r1"]
+    for recorded in (by_budget, {"dev": "std/qwq", "by_budget": by_budget}):
+        measures = Measures(replace(results, summary={"best_single_teacher": recorded}))
+        assert [measures.best_teacher(budget) for budget in measures.budgets] == ["std/qwq", "std/r1"]
     scores = results.scores
     dev = scores[scores["is_final"] & (scores["split"] == "dev") & (scores["role"] == "home")]
     dev = dev[(dev["budget"] == "matched_path") & dev["method"].str.startswith("std/")]

@@ -31,7 +31,8 @@ from mot_core.world import resolve
 from tasks import tracking
 from tasks.invocation import Invocation
 from tasks.tracking import TrackingOutcome, track_pending, track_run, tracking_uri
-from tasks.tracking_plan import flatten, metric_name, param_value, plan_run, short_text
+from tasks.tracking_plan import plan_run
+from tasks.tracking_records import flatten, metric_name, param_value, short_text
 from tests.pico import pico_experiment
 
 pytestmark = [
