@@ -33,6 +33,7 @@ from mot_core.world import World
 class Evaluated:
     """One student at one round, with the evaluations asked of it: `(benchmark name, split, step)`."""
 
+    method: str
     budget: str
     seed: int
     round_index: int
@@ -112,7 +113,7 @@ def evaluate(
         )  # fmt: skip
         if evaluations:
             do(*[step for _, _, step in evaluations])
-            evaluated.append(Evaluated(budget, seed, round_index, is_final, student, path, evaluations))
+            evaluated.append(Evaluated(method.name, budget, seed, round_index, is_final, student, path, evaluations))
     return evaluated
 
 

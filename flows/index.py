@@ -93,11 +93,8 @@ def final_students(outline: Outline, invocation: Invocation) -> list[dict[str, A
         if isinstance(source, ModelRef):
             path, sha256 = source.locator, _weights_hash(Path(source.locator))
         else:
-            manifest = invocation.store.manifest(source.identity)
-            assert manifest is not None, f"{source.label} was published a moment ago"
-            prefix = f"{subdirectory}/" if subdirectory else ""
-            path = str(invocation.store.object_dir(source.identity) / (subdirectory or ""))
-            sha256 = manifest.files[f"{prefix}model.safetensors"]["sha256"]
+            directory = invocation.store.object_dir(source.identity) / (subdirectory or "")
+            path, sha256 = str(directory), _weights_hash(directory)
         rows.append(
             {
                 "budget": student.budget,

@@ -16,6 +16,7 @@ from flows.experiment import Evaluated, Outline, experiment
 from mot_core.spec import Experiment
 from mot_core.steps import Step
 from tasks.artifacts import report, score_table
+from tasks.guard import guard_server
 from tasks.invocation import Invocation, invocation_of
 from tasks.stages import TASKS
 
@@ -69,6 +70,7 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     """
     invocation = invocation_of(run_id)
     invocation.flow_run_id = str(flow_run.id)
+    guard_server()
     experiment_spec = Experiment.model_validate(spec)
     do = Submitter(invocation)
     outline = experiment(experiment_spec, invocation.world, do)
@@ -91,6 +93,7 @@ def run_sweep(spec: dict[str, Any], run_id: str) -> None:
     from flows.tune import sweep_specs
 
     invocation = invocation_of(run_id)
+    guard_server()
     do = Submitter(invocation)
     for variant in sweep_specs(Experiment.model_validate(spec)).values():
         experiment(variant, invocation.world, do, touch_test=False)

@@ -98,7 +98,7 @@ def read_scores(spec: Experiment, outlines: dict[float, Outline], store: Store) 
             for name, split, step in student.evaluations:
                 manifest = store.manifest(step.identity)
                 if name in home and split == "dev" and manifest is not None:
-                    by_method.setdefault(student.path.label.partition("/")[0], []).append(manifest.counts["avg_at_k"])
+                    by_method.setdefault(student.method, []).append(manifest.counts["avg_at_k"])
         for method, values in by_method.items():
             scores.setdefault(method, {})[rate] = sum(values) / len(values)
     return scores
@@ -109,7 +109,10 @@ def preset_lines(spec: Experiment, sweep: Sweep) -> str:
     lines = ["methods:"]
     for method in spec.methods:
         rate = sweep.chosen.get(method.name)
-        lines.append(f"  - {{name: {method.name}" + (f", learning_rate: {rate!r}}}" if rate is not None else "}"))
+        fields = [f"name: {method.name}"]
+        fields += [f"learning_rate: {rate!r}"] if rate is not None else []
+        fields += [f'import_path: "{method.import_path}"'] if method.import_path is not None else []
+        lines.append(f"  - {{{', '.join(fields)}}}")
     lines += ["tuning:", f"  learning_rates: {sorted(spec.tuning.learning_rates)}",
               f"  training_seed: {spec.tuning.training_seed}", f"  record: {sweep.identity}"]  # fmt: skip
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mot_core.evaluation.statistics import holm, paired_comparison
+from mot_core.evaluation.statistics import holm, paired_comparisons
 
 ESTIMATE_SEED = 0
 Rows = list[dict[str, Any]]
@@ -34,13 +34,14 @@ def comparison_rows(problem_scores: Rows, best: dict[str, dict[str, str]], num_r
         methods = list(dict.fromkeys(method for b, method, _ in means if b == budget))
         benchmarks = list(dict.fromkeys(benchmark for b, _, benchmark in means if b == budget))
         table: Rows = []
-        for first, second in _pairs(methods, best.get(budget, {}).get("dev")):
-            for benchmark in benchmarks:
-                a, b = means[budget, first, benchmark], means[budget, second, benchmark]
-                found = paired_comparison(
-                    np.array(list(a.values())), np.array([b[problem] for problem in a]), seed=ESTIMATE_SEED,
-                    num_resamples=num_resamples,
-                )  # fmt: skip
+        pairs = _pairs(methods, best.get(budget, {}).get("dev"))
+        for benchmark in benchmarks if pairs else ():
+            scores = {method: means[budget, method, benchmark] for method in methods}
+            problems = list(scores[methods[0]])
+            columns = {m: np.array([by_problem[p] for p in problems]) for m, by_problem in scores.items()}
+            differences = np.stack([columns[first] - columns[second] for first, second in pairs], axis=1)
+            compared = paired_comparisons(differences, ESTIMATE_SEED, num_resamples)
+            for (first, second), found in zip(pairs, compared, strict=True):
                 table.append(
                     {
                         "budget": budget, "a": first, "b": second, "benchmark": benchmark, "delta": found.delta,

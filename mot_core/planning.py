@@ -175,7 +175,7 @@ class Costs:
         flops = 2.0 * size.parameters * (tokens + requests * PROMPT_TOKENS)
         batch = min(requests, step.spec["batch_size"])
         memory = 4 * size.parameters + batch * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
-        rate = self.inference_rate or DEFAULT_INFERENCE_FLOPS / (2.0 * size.parameters)
+        rate = self.inference_rate or DEFAULT_INFERENCE_FLOPS / (2.0 * max(1, size.parameters))
         return tokens, flops, memory, requests * BYTES_PER_ROW, tokens / rate
 
     def _training(self, step: Step) -> tuple[int, float, int, int, float]:
@@ -187,7 +187,7 @@ class Costs:
         batch_tokens = int(settings["batch_size"] * per_example)
         memory = 16 * size.parameters + batch_tokens * size.activation_bytes_per_token
         kept = 1 + len(step.spec["snapshot_steps"])
-        rate = self.training_rate or DEFAULT_TRAINING_FLOPS / (6.0 * size.parameters)
+        rate = self.training_rate or DEFAULT_TRAINING_FLOPS / (6.0 * max(1, size.parameters))
         return tokens, flops, memory, kept * 4 * size.parameters, tokens / rate
 
 

@@ -2,7 +2,7 @@
 
 Invariant: a spec that loads is consistent in itself (names unique, weights that sum, k within the samples).
 What only the world can answer (does the model exist, does its tokenizer have a template) is asked by
-`mot_core.preflight`, also before any compute is claimed.
+`mot_core.world`, also before any compute is claimed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ProblemSource(Spec):
     """Where problems come from: exactly one of `families`, `file`, `import_path`."""
 
     families: tuple[str, ...] | None = Field(None, description="laboratory problem families")
-    file: str | None = Field(None, description="JSONL with the keys question and answer; family is optional")
+    file: str | None = Field(None, description="JSONL with the keys question and answer; family and split are optional")
     import_path: str | None = Field(None, description="package.module:function(split, num_problems, seed)")
     num_problems: int = Field(ge=1, description="in all, shared evenly between the families")
     split: Literal["train", "dev", "test"] = "train"

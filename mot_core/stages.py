@@ -36,16 +36,19 @@ def problems_from(spec: Any, file: str | None) -> list[Problem]:
             share = wanted // len(families) + (index < wanted % len(families))
             problems += draw(family, spec["split"], share, spec["seed"])
     elif file is not None:
-        problems = read_problems(Path(file))[:wanted]
+        problems = read_problems(Path(file), spec["split"])[:wanted]
     else:
         make = load_object(spec["import_path"], "problems.import_path")
-        problems = list(make(spec["split"], wanted, spec["seed"]))
-    _check(problems, wanted)
+        problems = list(make(spec["split"], wanted, spec["seed"]))[:wanted]
+    _check(problems, wanted, spec["split"])
     return problems
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """Problems from JSONL rows with `question`, `answer` and, if wanted, `family`."""
+def read_problems(path: Path, split: str) -> list[Problem]:
+    """A split's problems from JSONL rows with `question`, `answer` and, if wanted, `family` and `split`.
+
+    A row without `split` counts as train, so that no benchmark shares rows between dev and test by accident.
+    """
     problems = []
     try:
         lines = path.read_text().splitlines()
@@ -62,13 +65,17 @@ def read_problems(path: Path) -> list[Problem]:
             ) from error
         if not str(question).strip() or not str(answer).strip():
             raise ProblemError(f"problems file {path}, line {number}: question or answer is empty")
-        problems.append(Problem.of(str(row.get("family", path.stem)), str(question), str(answer)))
+        if row.get("split", "train") == split:
+            problems.append(Problem.of(str(row.get("family", path.stem)), str(question), str(answer)))
     return problems
 
 
-def _check(problems: list[Problem], wanted: int) -> None:
+def _check(problems: list[Problem], wanted: int, split: str) -> None:
     if len(problems) < wanted:
-        raise ProblemError(f"the source has {len(problems)} problems, num_problems asks for {wanted}; lower it")
+        raise ProblemError(
+            f"the source has {len(problems)} problems of split {split!r}, num_problems asks for {wanted}; lower it, or give "
+            "more (rows of a file without a split count as train; a benchmark needs rows of split dev and test)"
+        )
     seen: set[str] = set()
     for problem in problems:
         if problem.problem_id in seen:

@@ -6,7 +6,9 @@ costed and looked up in a store without computing anything. What a step does is 
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -148,6 +150,33 @@ def load_object(import_path: str, what: str) -> Any:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise SpecError(f"{what}: cannot import {import_path!r}: {error}") from error
+
+
+def check_import_path(import_path: str, what: str) -> None:
+    """Raise `SpecError` unless a module with such a top-level name exists; the module is read, not imported, since
+    what workers need (torch) must stay out of the flow's process."""
+    module_name, _, attribute = import_path.partition(":")
+    cwd = str(Path.cwd())
+    if cwd not in sys.path:
+        sys.path.append(cwd)
+    try:
+        found = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError) as error:
+        raise SpecError(f"{what}: cannot find the module of {import_path!r}: {error}") from error
+    if found is None:
+        raise SpecError(f"{what}: there is no module {module_name!r} for {import_path!r}, on sys.path or in {cwd}")
+    if found.origin is None or not found.origin.endswith(".py"):
+        return
+    names: set[str] = set()
+    for node in ast.parse(Path(found.origin).read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    if attribute not in names and "*" not in names:
+        raise SpecError(f"{what}: module {module_name!r} has no top-level {attribute!r}; it has {sorted(names)[:8]}")
 
 
 def runner_of(kind: str) -> Callable[[StepContext], dict[str, Any]]:

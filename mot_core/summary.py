@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mot_core.comparison import ESTIMATE_SEED, problem_means
-from mot_core.evaluation.statistics import bootstrap_ci
+from mot_core.evaluation.statistics import bootstrap_intervals
 from mot_core.results import Results
 from mot_core.tables import best_single_teachers
 
@@ -23,10 +23,12 @@ def summarize_run(results: Results, students: Rows, num_resamples: int) -> dict[
     """
     scores: Rows = results.scores.to_dict("records")
     means = problem_means(results.problem_scores.to_dict("records"))
-    intervals = {
-        key: bootstrap_ci(np.array(list(by_problem.values())), num_resamples=num_resamples, seed=ESTIMATE_SEED)
-        for key, by_problem in means.items()
-    }
+    intervals: dict[Any, tuple[float, float]] = {}
+    for benchmark in dict.fromkeys(key[2] for key in means):
+        own = [key for key in means if key[2] == benchmark]
+        values = np.stack([np.array(list(means[key].values())) for key in own], axis=1)
+        low, high = bootstrap_intervals(values, num_resamples, ESTIMATE_SEED)
+        intervals.update({key: (float(low[at]), float(high[at])) for at, key in enumerate(own)})
     costs: Rows = results.cost.to_dict("records")
     budgets: dict[str, Any] = {}
     for budget in dict.fromkeys(row["budget"] for row in scores):

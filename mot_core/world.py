@@ -15,7 +15,7 @@ from mot_core.artifacts import sha256_of
 from mot_core.errors import ModelError, ProblemError, SpecError
 from mot_core.identity import fingerprint
 from mot_core.spec import BUILTIN_METHODS, Experiment, Model, ProblemSource, local_directory, nearest
-from mot_core.steps import ModelRef, load_object
+from mot_core.steps import ModelRef, check_import_path, load_object
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -150,6 +150,8 @@ def _check_registered(spec: Experiment) -> None:
                 f"{where}: {name!r} is not known; {nearest(name, known)}known: {', '.join(known)}, "
                 "or package.module:name for one of your own"
             )
+        if name not in known:
+            check_import_path(name, where)
     for method in spec.methods:
         if method.import_path is not None:
             if method.name in BUILTIN_METHODS:

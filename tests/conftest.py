@@ -53,9 +53,9 @@ def _one_thread(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the pico models `student`, `ann` and `bob`."""
-    from tests.pico import write_pico_model
-
     import torch
+
+    from tests.pico import write_pico_model
 
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("models")

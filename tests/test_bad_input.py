@@ -159,18 +159,24 @@ def refused_model(models: Path, directory: Path, phrase: str) -> None:
 def test_a_tokenizer_without_a_template_is_refused(pico_models: Path, tmp_path: Path) -> None:
     directory = model_copy(pico_models, tmp_path)
     (directory / "chat_template.jinja").unlink()
-    refused_model(pico_models, directory, r"student: the tokenizer in .* has no chat template; expected chat_template\.jinja")
+    refused_model(
+        pico_models, directory, r"student: the tokenizer in .* has no chat template; expected chat_template\.jinja"
+    )
     # A template inside tokenizer_config.json serves as well.
     config = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
-    resolve(Experiment.model_validate({**pico_document(pico_models), "student": {"name": "s", "model": str(directory)}}))
+    resolve(
+        Experiment.model_validate({**pico_document(pico_models), "student": {"name": "s", "model": str(directory)}})
+    )
 
 
 def test_pickles_are_never_loaded(pico_models: Path, tmp_path: Path) -> None:
     directory = model_copy(pico_models, tmp_path)
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     refused_model(
-        pico_models, directory, r"student: .* has no \*\.safetensors; found pytorch_model\.bin, which are pickles and are never loaded"
+        pico_models,
+        directory,
+        r"student: .* has no \*\.safetensors; found pytorch_model\.bin, which are pickles and are never loaded",
     )
 
 
@@ -202,7 +208,9 @@ def test_bad_yaml(tmp_path: Path, text: str, phrase: str) -> None:
 
 
 def test_a_source_that_is_no_spec(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"'smok' is neither a preset nor a YAML file; presets: .*did you mean 'smoke'\?"):
+    with pytest.raises(
+        SpecError, match=r"'smok' is neither a preset nor a YAML file; presets: .*did you mean 'smoke'\?"
+    ):
         load_spec("smok")
     with pytest.raises(SpecError, match=r"gone\.yaml: cannot be read as a spec"):
         load_spec(str(tmp_path / "gone.yaml"))
@@ -218,7 +226,10 @@ def test_a_source_that_is_no_spec(tmp_path: Path) -> None:
         ("=3", r"--set '=3': expected dotted\.key=value"),
         ("rounds=[1", r"--set 'rounds=\[1': the value is not valid YAML"),
         ("rounds.x=1", r"--set 'rounds\.x=1': rounds is 2, which has no field 'x'"),
-        ("teachers.carl.name=x", r"--set 'teachers\.carl\.name=x': no element 'carl'; expected a name among \['running-total', 'tens-and-ones'\]"),
+        (
+            "teachers.carl.name=x",
+            r"--set 'teachers\.carl\.name=x': no element 'carl'; expected a name among \['running-total', 'tens-and-ones'\]",
+        ),
         ("roundz=3", r"roundz: unknown field \(value 3\); did you mean 'rounds'\?"),
         ("training.lr=3", r"training\.lr: unknown field"),
         ("rounds=-1", r"rounds: -1 is not allowed"),

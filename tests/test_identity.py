@@ -69,7 +69,9 @@ def test_every_kind_has_a_version_and_a_runner() -> None:
 
 def test_identity_is_of_kind_version_spec_and_parents_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     parent = Step("problems", {"seed": 1, "num_problems": 2})
-    step = Step("completions", {"a": 1, "b": 2}, (("problems", parent),), label="one", facts={"x": 1}, locators={"p": "/a"})
+    step = Step(
+        "completions", {"a": 1, "b": 2}, (("problems", parent),), label="one", facts={"x": 1}, locators={"p": "/a"}
+    )
     same = Step("completions", {"b": 2, "a": 1}, (("problems", parent),), label="two", facts={}, locators={"p": "/b"})
     assert step.identity == same.identity == "3c73cb4c648e589a2c39dcf415490203"
     others = [
@@ -137,7 +139,12 @@ def test_a_downstream_field_leaves_everything_upstream_alone(pico_models: Path) 
     assert changed == {"evaluation"}
 
     reseeded = identities(pico_models, training_seeds=[2])
-    assert {kind for kind in before if before[kind] != reseeded[kind]} == {"shuffled-corpora", "branch", "merge", "evaluation"}
+    assert {kind for kind in before if before[kind] != reseeded[kind]} == {
+        "shuffled-corpora",
+        "branch",
+        "merge",
+        "evaluation",
+    }
 
     generation = {**pico_document(pico_models)["generation"], "seed": 2}
     resampled = identities(pico_models, generation=generation)

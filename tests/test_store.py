@@ -235,7 +235,9 @@ def test_a_full_disk_stops_the_step_and_publishes_nothing(small_disk: Path) -> N
         (work_dir / "big").write_bytes(b"x" * 2_000_000)
         return {}
 
-    with pytest.raises(StoreError, match=r"problems .*the disk is full; free some space, then run the same command again"):
+    with pytest.raises(
+        StoreError, match=r"problems .*the disk is full; free some space, then run the same command again"
+    ):
         store.obtain(STEP, too_much)
     assert store.find(STEP.identity) is None
     assert [manifest.spec for manifest in store.manifests()] == [{"seed": 2}]

@@ -120,15 +120,19 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, seed: int = 0, num_resamples: 
         raise ValueError(
             f"a and b must hold one value for each of the same problems; got shapes {first.shape} and {second.shape}"
         )
-    differences = first - second
-    ci_low, ci_high = bootstrap_ci(differences, num_resamples, seed)
-    return PairedComparison(
-        delta=float(differences.mean()),
-        ci_low=ci_low,
-        ci_high=ci_high,
-        p_value=_sign_flip_p_value(differences, num_resamples, seed),
-        num_problems=int(differences.size),
-    )
+    return paired_comparisons((first - second)[:, None], seed, num_resamples)[0]
+
+
+def paired_comparisons(differences: ArrayLike, seed: int = 0, num_resamples: int = 10_000) -> list[PairedComparison]:
+    """`paired_comparison` for each column of `differences`, shape (problems, pairs), with shared resamples and flips:
+    each column's result is the one that it alone would get."""
+    values = _finite(differences, "differences")
+    low, high = bootstrap_intervals(values, num_resamples, seed)
+    p_values = _sign_flip_p_values(values, num_resamples, seed)
+    return [
+        PairedComparison(float(column.mean()), float(low[at]), float(high[at]), float(p_values[at]), column.size)
+        for at, column in enumerate(values.T)
+    ]
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
@@ -158,19 +162,19 @@ def mean_and_interval(per_seed: ArrayLike, level: float = 0.95) -> SeedSummary:
     return SeedSummary(mean, sd, mean - half, mean + half)
 
 
-def _sign_flip_p_value(differences: FloatArray, num_flips: int, seed: int) -> float:
-    # Zeros never change the sum. Sorted magnitudes make p the same for (a, b), (b, a) and any problem order.
-    magnitudes = np.sort(np.abs(differences[differences != 0.0]))
-    observed = abs(float(differences.sum()))
-    tolerance = 1e-9 * float(magnitudes.sum())  # equal sums must count as ties whatever the order of addition
+def _sign_flip_p_values(differences: FloatArray, num_flips: int, seed: int) -> FloatArray:
+    # Sorted magnitudes make p the same for (a, b), (b, a) and any problem order.
+    magnitudes = np.sort(np.abs(differences), axis=0)
+    # Equal sums must count as ties whatever the order of addition.
+    bar = np.abs(differences.sum(axis=0)) - 1e-9 * magnitudes.sum(axis=0)
     rng = np.random.default_rng([seed, 1])  # a stream of its own, apart from the bootstrap's
-    as_extreme = 0
-    chunk = max(1, _CELLS_PER_CHUNK // max(1, magnitudes.size))
+    as_extreme = np.zeros(differences.shape[1])
+    chunk = max(1, _CELLS_PER_CHUNK // magnitudes.shape[0])
     for start in range(0, num_flips, chunk):
         rows = min(chunk, num_flips - start)
-        signs = rng.integers(0, 2, size=(rows, magnitudes.size), dtype=np.int8) * 2.0 - 1.0
-        as_extreme += int(np.count_nonzero(np.abs(signs @ magnitudes) >= observed - tolerance))
-    return (as_extreme + 1) / (num_flips + 1)
+        signs = rng.integers(0, 2, size=(rows, magnitudes.shape[0]), dtype=np.int8) * 2.0 - 1.0
+        as_extreme += np.count_nonzero(np.abs(signs @ magnitudes) >= bar, axis=0)
+    return np.asarray((as_extreme + 1.0) / (num_flips + 1.0))
 
 
 def _finite(values: ArrayLike, name: str) -> FloatArray:

@@ -24,9 +24,7 @@ def lab_model_path(name: str) -> Path:
     if name not in LAB_MODELS:
         near = difflib.get_close_matches(name, LAB_MODELS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "correct the name"
-        raise ValueError(
-            f"unknown laboratory model {name!r}: expected one of {', '.join(LAB_MODELS)}; {hint}"
-        )
+        raise ValueError(f"unknown laboratory model {name!r}: expected one of {', '.join(LAB_MODELS)}; {hint}")
     path = WEIGHTS_DIR / name
     if not (path / "model.safetensors").is_file():
         raise ValueError(f"laboratory model {name!r}: no weights in {path}; run python -m mot_core.lab.forge")

@@ -56,9 +56,7 @@ def parse_expression(text: str) -> list[Term]:
     while position < len(signed):
         found = _TERM.match(signed, position)
         if found is None:
-            raise ValueError(
-                f"expected a sum such as 34+2*57-12, got {text[:60]!r} (stuck at character {position})"
-            )
+            raise ValueError(f"expected a sum such as 34+2*57-12, got {text[:60]!r} (stuck at character {position})")
         sign, multiplier, number = found.groups()
         terms.append(Term(1 if sign == "+" else -1, int(multiplier or 1), int(number)))
         position = found.end()

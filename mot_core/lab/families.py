@@ -177,9 +177,7 @@ def _reverse_stream(seed: int) -> Iterator[Draft]:
 
 def _numbers(seed: int, min_numbers: int, max_numbers: int, max_value: int) -> Iterator[list[int]]:
     settings = {"min_numbers": min_numbers, "max_numbers": max_numbers, "min_decimals": 0, "max_decimals": 0}
-    for metadata in _gym_items(
-        "number_sorting", seed, min_value=10.0, max_value=float(max_value), **settings
-    ):
+    for metadata in _gym_items("number_sorting", seed, min_value=10.0, max_value=float(max_value), **settings):
         yield [int(float(number)) for number in metadata["original_numbers"]]
 
 
@@ -210,9 +208,7 @@ def _count_stream(seed: int) -> Iterator[Draft]:
 
 def _all_families() -> dict[str, Family]:
     families = (
-        Family(
-            "sums", "4 to 6 two-digit terms, never below zero on the way", _sums_stream(4, 6), same_integer
-        ),
+        Family("sums", "4 to 6 two-digit terms, never below zero on the way", _sums_stream(4, 6), same_integer),
         Family(
             "products",
             "3 or 4 terms, 1 or 2 of them products, never below zero",

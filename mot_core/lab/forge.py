@@ -108,9 +108,7 @@ def train_model(
             losses.append(sum(recent) / len(recent))
             recent = []
             seconds = time.perf_counter() - started
-            progress(
-                f"{recipe.name} step {step + 1}/{recipe.num_steps} loss {losses[-1]:.4f} {seconds:.0f} s"
-            )
+            progress(f"{recipe.name} step {step + 1}/{recipe.num_steps} loss {losses[-1]:.4f} {seconds:.0f} s")
     seconds = time.perf_counter() - started
     return model, ForgedModel(recipe.name, tuple(losses), seconds, num_tokens / seconds)
 
@@ -143,9 +141,7 @@ def _learning_rate(step: int, num_steps: int, whole: Recipe) -> float:
     return whole.learning_rate_floor + span * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _batches(
-    recipe: ModelRecipe, whole: Recipe, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[list[Example]]:
+def _batches(recipe: ModelRecipe, whole: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Example]]:
     rng = random.Random(recipe.seed)
     problems = _supply(recipe, whole, rng)
     families = [family for family, _ in recipe.shares]
@@ -272,9 +268,7 @@ def _model_card(model: Qwen3ForCausalLM, recipe: ModelRecipe, whole: Recipe, run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the laboratory's models from the recipe.")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="directory that receives one directory a model"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="directory that receives one directory a model")
     parser.add_argument("--names", nargs="*", help="models to train (default: all)")
     parser.add_argument("--quick", action="store_true", help="20 steps a model: files to develop against")
     chosen = parser.parse_args()

@@ -45,15 +45,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     symbols = [*CONTROL_TOKENS, *FORMAT_TOKENS, *ALPHABET]
-    backend = Tokenizer(
-        models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}, unk_token=UNKNOWN)
-    )
+    backend = Tokenizer(models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     # Without Fuse the decoder would set a blank between two tokens.
     backend.decoder = decoders.Fuse()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in FORMAT_TOKENS])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,

@@ -5,6 +5,7 @@ Also the baselines' training: STD is one branch on one corpus for the full lengt
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from typing import Any
@@ -52,11 +53,12 @@ def train_branch(context: StepContext) -> dict[str, Any]:
     log = train(
         model, examples, batches, pad_id, settings,
         Checkpoints(context.work_dir, context.settings.checkpoint_seconds),
-        first_step=spec["first_step"], total_steps=spec["total_steps"], after_step=after_step,
+        seed=spec["order_seed"], first_step=spec["first_step"], total_steps=spec["total_steps"], after_step=after_step,
     )  # fmt: skip
     for done in sorted(snapshots):
         (context.work_dir / snapshot_directory(done)).parent.mkdir(exist_ok=True)
-        (scratch / f"step-{done}").rename(context.work_dir / snapshot_directory(done))
+        # Linked, not moved: an attempt killed between here and publication finds them in scratch again.
+        shutil.copytree(scratch / f"step-{done}", context.work_dir / snapshot_directory(done), copy_function=os.link)
     save_student(model, tokenizer, context.work_dir)
     write_jsonl(context.work_dir / TRAINING_LOG, log)
     return {

@@ -23,6 +23,7 @@ class Checkpoints:
 
     def __init__(self, work_dir: Path, every_seconds: float) -> None:
         self.directory = work_dir / ".checkpoint"
+        self.previous = work_dir / ".checkpoint-previous"
         self.every_seconds = every_seconds
         self._last = time.monotonic()
 
@@ -43,21 +44,26 @@ class Checkpoints:
         (fresh / "state.json").write_text(json.dumps({"step": step, "log": log}))
         for path in fresh.iterdir():
             sync_file(path)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        # Each rename is whole, and the old checkpoint goes last: at every moment one complete checkpoint is named.
+        shutil.rmtree(self.previous, ignore_errors=True)
+        if self.directory.exists():
+            self.directory.replace(self.previous)
         fresh.replace(self.directory)
         sync_directory(self.directory.parent)
+        shutil.rmtree(self.previous, ignore_errors=True)
         self._last = time.monotonic()
 
     def load(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[Any]]:
         """Restore the newest checkpoint in place; `(steps done, log)`, or `(0, [])` without one."""
-        if not (self.directory / "state.json").exists():
+        directory = self.directory if self.directory.exists() else self.previous
+        if not directory.exists():
             return 0, []
-        state = json.loads((self.directory / "state.json").read_text())
+        state = json.loads((directory / "state.json").read_text())
         parameters = dict(model.named_parameters())
         with torch.no_grad():
-            for name, value in load_file(self.directory / "model.safetensors").items():
+            for name, value in load_file(directory / "model.safetensors").items():
                 parameters[name].copy_(value)
-        for key, value in load_file(self.directory / "optimizer.safetensors").items():
+        for key, value in load_file(directory / "optimizer.safetensors").items():
             name, _, entry = key.rpartition("/")
             optimizer.state[parameters[name]][entry] = value
         return state["step"], state["log"]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.nn import functional
 
 from mot_core.errors import TrainingError
+from mot_core.identity import derive_seed
 from mot_core.sft.checkpoints import Checkpoints
 from mot_core.sft.tokens import IGNORED, Example, collate
 
@@ -42,7 +43,7 @@ def completion_loss(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> tuple[
 
 def train(
     model: Any, examples: list[Example], batches: list[list[int]], pad_id: int, settings: Any,
-    checkpoints: Checkpoints, *, first_step: int, total_steps: int,
+    checkpoints: Checkpoints, *, seed: int, first_step: int, total_steps: int,
     after_step: Callable[[int, StepLog], None],
 ) -> list[StepLog]:  # fmt: skip
     """Train in place, one optimizer step a batch; `after_step(steps done, log)` follows each.
@@ -67,6 +68,7 @@ def train(
         ids_BL, mask_BL, labels_BL = (
             part.to(model.device) for part in collate([examples[index] for index in batches[step]], pad_id)
         )
+        torch.manual_seed(derive_seed("step", seed, step))  # dropout repeats, and resumes, by step
         logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
         loss, num_tokens = completion_loss(logits_BLV, labels_BL)
         accelerator.backward(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -16,7 +17,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_golden_noise() -> None:
     noise = gumbel_noise(torch.tensor([0, 1, 2**62 + 3]), 5, 4)
     assert noise.dtype == torch.float32 and noise.shape == (3, 4)
-    expected = torch.tensor([[-0.9392627477645874, -0.07837218046188354, -1.6092569828033447, 0.14330974221229553], [5.097519397735596, -0.6539083123207092, 1.8753855228424072, 0.4287659823894501], [0.8751373887062073, -0.48176613450050354, -0.004818684887140989, -0.13756883144378662]])
+    expected = torch.tensor(
+        [
+            [-0.9392627477645874, -0.07837218046188354, -1.6092569828033447, 0.14330974221229553],
+            [5.097519397735596, -0.6539083123207092, 1.8753855228424072, 0.4287659823894501],
+            [0.8751373887062073, -0.48176613450050354, -0.004818684887140989, -0.13756883144378662],
+        ]
+    )
     torch.testing.assert_close(noise, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -52,7 +59,7 @@ def test_successive_positions_of_one_request_are_independent_draws() -> None:
     noise = RequestNoise([123], prompt_length=0, temperature=1.0, top_p=1.0)
     drawn = [int(noise(torch.zeros(1, p, dtype=torch.int64), logits).argmax()) for p in range(4000)]
     pairs = torch.zeros(4, 4)
-    for first, second in zip(drawn, drawn[1:], strict=False):
+    for first, second in itertools.pairwise(drawn):
         pairs[first, second] += 1
     expected = len(drawn) / 16
     assert float(((pairs - expected) ** 2 / expected).sum()) < chi2.ppf(0.999, df=15)

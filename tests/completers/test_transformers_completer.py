@@ -44,7 +44,11 @@ def test_a_request_names_itself_by_scope_question_and_index() -> None:
     assert (one.key, one.seed) == ("4c361c0a776a9957dd9e5101b34c0827", 1063808065677419289)
     same = Request.of({"a": 1}, "another id", "1+1", 0)
     assert (same.key, same.seed) == (one.key, one.seed)
-    others = [Request.of({"a": 2}, "p", "1+1", 0), Request.of({"a": 1}, "p", "1+2", 0), Request.of({"a": 1}, "p", "1+1", 1)]
+    others = [
+        Request.of({"a": 2}, "p", "1+1", 0),
+        Request.of({"a": 1}, "p", "1+2", 0),
+        Request.of({"a": 1}, "p", "1+1", 1),
+    ]
     assert len({one.seed, *(other.seed for other in others)}) == 4
 
 

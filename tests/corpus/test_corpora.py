@@ -49,7 +49,12 @@ def parents(store: Store, right: dict[str, set[str]]) -> tuple[tuple[str, Step],
     for teacher, ids in right.items():
         step = Step("verdicts", {"of": teacher, "right": sorted(ids)})
         rows = verdict_rows(teacher, ids)
-        made.append((f"verdicts/{teacher}", publish(store, step, lambda to, rows=rows: write_jsonl(to / "verdicts.jsonl", rows))))
+        made.append(
+            (
+                f"verdicts/{teacher}",
+                publish(store, step, lambda to, rows=rows: write_jsonl(to / "verdicts.jsonl", rows)),
+            )
+        )
     return tuple(made)
 
 
@@ -88,7 +93,11 @@ def test_the_matched_intersection_and_its_ledger(store: Store, caplog: pytest.Lo
 
 def test_the_shortest_correct_rationale(store: Store) -> None:
     made = run(store, "corpora", spec(choice="shortest"), parents(store, RIGHT))
-    assert {row["completion_key"] for row in read_corpus(made.path / "bob.parquet")} == {"bob-p1-2", "bob-p2-2", "bob-p4-2"}
+    assert {row["completion_key"] for row in read_corpus(made.path / "bob.parquet")} == {
+        "bob-p1-2",
+        "bob-p2-2",
+        "bob-p4-2",
+    }
 
 
 def test_a_random_choice_is_a_correct_one_and_depends_on_its_seed(store: Store) -> None:
@@ -116,7 +125,10 @@ def test_an_empty_corpus_names_every_filter_and_what_fell(store: Store) -> None:
         run(store, "corpora", spec(), parents(store, {"ann": {"p0", "p1"}, "bob": {"p5"}}))
     message = str(caught.value)
     assert "no problem was answered correctly by every teacher" in message
-    assert "problems drawn: −0, 6 left; ann has a correct rationale: −4, 2 left; bob has a correct rationale: −2, 0 left" in message
+    assert (
+        "problems drawn: −0, 6 left; ann has a correct rationale: −4, 2 left; bob has a correct rationale: −2, 0 left"
+        in message
+    )
     assert "draw more problems or samples" in message
     assert not any(manifest.kind == "corpora" for manifest in store.manifests())
 
@@ -126,7 +138,8 @@ def test_the_shuffled_control_is_a_partition_of_the_union(store: Store) -> None:
     run(store, "corpora", spec(), corpora_parents)
     corpora = Step("corpora", spec(), corpora_parents)
     made = [
-        run(store, "shuffled-corpora", {"teachers": ["ann", "bob"], "seed": seed}, (("corpora", corpora),)) for seed in (1, 2)
+        run(store, "shuffled-corpora", {"teachers": ["ann", "bob"], "seed": seed}, (("corpora", corpora),))
+        for seed in (1, 2)
     ]
     union = Counter(f"{t}-{p}-1" for t in RIGHT for p in ("p1", "p2", "p4"))
     layouts = []

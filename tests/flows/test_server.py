@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+
 from tests.pico import pico_experiment
 from tests.processes import ROOT, wait_until, write_spec
 

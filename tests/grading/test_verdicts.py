@@ -9,7 +9,13 @@ import pytest
 from mot_core.errors import GradingError
 from mot_core.grading.stage import graded_rows
 from mot_core.grading.verdicts import (
-    Graded, Verdict, boxed_answer, grade_rationale, grader_named, same_integer, same_text,
+    Graded,
+    Verdict,
+    boxed_answer,
+    grade_rationale,
+    grader_named,
+    same_integer,
+    same_text,
 )  # fmt: skip
 
 

@@ -36,9 +36,7 @@ def test_every_family_is_a_home_a_panel_or_a_primer_family() -> None:
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_draws_are_the_golden_ones(family: str) -> None:
-    assert [(problem.question, problem.answer) for problem in draw_problems(family, "test", 2, 7)] == GOLDEN[
-        family
-    ]
+    assert [(problem.question, problem.answer) for problem in draw_problems(family, "test", 2, 7)] == GOLDEN[family]
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -23,9 +23,7 @@ def _weights_hash(directory: Path) -> str:
 
 def _small_recipe(num_steps: int) -> Recipe:
     quick = quick_recipe(num_steps=num_steps)
-    return replace(
-        quick, batch_size=16, levels=replace(quick.levels, num_home_problems=8, num_panel_problems=4)
-    )
+    return replace(quick, batch_size=16, levels=replace(quick.levels, num_home_problems=8, num_panel_problems=4))
 
 
 def test_the_recipe_names_every_model_and_its_shares_sum_to_one() -> None:

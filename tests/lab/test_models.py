@@ -32,9 +32,7 @@ def test_all_weights_together_stay_small() -> None:
 
 
 def test_an_unknown_model_gets_the_nearest_spelling() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown laboratory model 'student-smal': .*did you mean 'student-small'"
-    ):
+    with pytest.raises(ValueError, match=r"unknown laboratory model 'student-smal': .*did you mean 'student-small'"):
         lab_model_path("student-smal")
 
 

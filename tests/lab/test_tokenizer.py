@@ -55,19 +55,13 @@ def test_chat_template_renders_exactly_the_format() -> None:
     whole = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
     assert whole == "<|user|>34+57<|end|><|assistant|><think>34+57=91</think>\\boxed{91}<|end|>"
     unreasoned = [CONVERSATION[0], {"role": "assistant", "content": "\\boxed{91}"}]
-    assert str(tokenizer.apply_chat_template(unreasoned, tokenize=False)).endswith(
-        "<think></think>\\boxed{91}<|end|>"
-    )
+    assert str(tokenizer.apply_chat_template(unreasoned, tokenize=False)).endswith("<think></think>\\boxed{91}<|end|>")
 
 
 def test_generation_marks_enclose_what_the_assistant_writes() -> None:
     tokenizer = build_tokenizer()
-    encoded: Any = tokenizer.apply_chat_template(
-        CONVERSATION, return_dict=True, return_assistant_tokens_mask=True
-    )
-    marked = [
-        token for token, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark
-    ]
+    encoded: Any = tokenizer.apply_chat_template(CONVERSATION, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [token for token, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
     assert tokenizer.decode(marked) == render_completion("34+57=91", "91")
     assert len(encoded["input_ids"]) - len(marked) == len("34+57") + 3
 

@@ -148,7 +148,10 @@ def replace(models: Path, name: str, values: dict[str, torch.Tensor], **config: 
 
 def test_another_shape_is_refused_with_both(models: Path) -> None:
     replace(models, "bob", {**BOB, EMBED: torch.zeros(3, 2)})
-    refused(models, r"branch 'bob': model\.embed_tokens\.weight is \(3, 2\), its start has \(2, 2\); was the tokenizer resized\?")
+    refused(
+        models,
+        r"branch 'bob': model\.embed_tokens\.weight is \(3, 2\), its start has \(2, 2\); was the tokenizer resized\?",
+    )
 
 
 def test_missing_and_extra_keys_are_refused_by_name(models: Path) -> None:

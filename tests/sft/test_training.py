@@ -68,7 +68,9 @@ def test_an_end_token_that_is_the_pad_token_still_carries_loss() -> None:
 def test_nothing_is_cut_silently(tokenizer: Any) -> None:
     length = len(tokenize(tokenizer, row("12+34-5"), 192).input_ids)
     assert len(tokenize(tokenizer, row("12+34-5"), length).input_ids) == length
-    told = rf"rationale of ann on p-12\+34-5: {length} tokens, over training\.max_example_tokens = {length - 1}; raise it"
+    told = (
+        rf"rationale of ann on p-12\+34-5: {length} tokens, over training\.max_example_tokens = {length - 1}; raise it"
+    )
     with pytest.raises(TrainingError, match=told):
         tokenize(tokenizer, row("12+34-5"), length - 1)
 
@@ -142,7 +144,9 @@ def test_a_branch_learns_and_logs_every_step(pico_models: Path, tmp_path: Path) 
     made = branch(Store(tmp_path).open(), pico_models / "student", num_steps=6, snapshot_steps=(2, 4))
     log = log_of(made)
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
-    assert log[0]["loss"] == pytest.approx(math.log(104), abs=0.2), "a random model is nearly uniform over its vocabulary"
+    assert log[0]["loss"] == pytest.approx(math.log(104), abs=0.2), (
+        "a random model is nearly uniform over its vocabulary"
+    )
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     assert made.counts["num_examples"] == 9 and made.counts["num_steps"] == 6
     assert made.counts["completion_tokens"] == sum(entry["tokens"] for entry in log)
@@ -210,14 +214,17 @@ def test_the_union_sees_both_corpora(pico_models: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_divergence_stops_the_branch_and_publishes_nothing(pico_models: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
     import shutil
+
+    from safetensors.torch import load_file, save_file
 
     broken = Path(shutil.copytree(pico_models / "student", tmp_path / "broken"))
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     store = Store(tmp_path / "store").open()
-    with pytest.raises(TrainingError, match=r"step 1: loss is nan, gradient norm .*; expected finite numbers; lower the learning rate"):
+    with pytest.raises(
+        TrainingError, match=r"step 1: loss is nan, gradient norm .*; expected finite numbers; lower the learning rate"
+    ):
         branch(store, broken)
     assert [manifest.kind for manifest in store.manifests()] == ["corpora"]
