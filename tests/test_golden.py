@@ -89,7 +89,7 @@ def observe(chain: Chain) -> dict[str, Any]:
     corpora = {name: read_corpus(chain.file("corpora", f"{name}.parquet")) for name in ("ann", "bob")}
     parts = [[row["completion_key"] for row in read_corpus(chain.file("shuffled", f"part-{n}.parquet"))] for n in (1, 2)]
     graded = read_jsonl(chain.file("evaluation", "graded.jsonl"))
-    batches = chain.made["evaluation"].counts["batches"]
+    batches = chain.made["evaluation"].counts["parts"]
     rows = [row for batch in batches for row in read_jsonl(chain.store.object_dir(batch) / "completions.jsonl")]
     return {
         "identities": {name: step.identity for name, step in chain.steps.items()},
