@@ -43,10 +43,27 @@ class Chain:
                 "teacher": {"model": name}, "completer": f"tests.pico:{completer}", "sampling": SAMPLING, "num_samples": 1,
                 "seed": 1, "batch_size": 8, "max_failed_share": 0.05,
             }  # fmt: skip
-            self.add(f"completions {name}", "completions", spec, problems="problems", locators={"teacher": str(models / name)})
-            self.add(f"verdicts {name}", "verdicts", {"grader": "family"}, problems="problems", completions=f"completions {name}")
+            self.add(
+                f"completions {name}",
+                "completions",
+                spec,
+                problems="problems",
+                locators={"teacher": str(models / name)},
+            )
+            self.add(
+                f"verdicts {name}",
+                "verdicts",
+                {"grader": "family"},
+                problems="problems",
+                completions=f"completions {name}",
+            )
         corpora = {"num_rationales": 4, "selection_seed": 2, "choice": "first"}
-        self.add("corpora", "corpora", corpora, **{"problems": "problems", "verdicts/ann": "verdicts ann", "verdicts/bob": "verdicts bob"})
+        self.add(
+            "corpora",
+            "corpora",
+            corpora,
+            **{"problems": "problems", "verdicts/ann": "verdicts ann", "verdicts/bob": "verdicts bob"},
+        )
         self.add("shuffled", "shuffled-corpora", {"teachers": ["ann", "bob"], "seed": 4}, corpora="corpora")
         for name in ("ann", "bob"):
             spec = {
@@ -55,7 +72,9 @@ class Chain:
             }  # fmt: skip
             self.add(f"branch {name}", "branch", spec, corpora="corpora", locators=self.student())
         merge = {"student": "s", "rule": "mean", "weights": [0.5, 0.5]}
-        self.add("merge", "merge", merge, **{"branch/ann": "branch ann", "branch/bob": "branch bob"}, locators=self.student())
+        self.add(
+            "merge", "merge", merge, **{"branch/ann": "branch ann", "branch/bob": "branch bob"}, locators=self.student()
+        )
         evaluation = {
             "k": 2, "num_samples": 2, "sampling": SAMPLING, "grader": "family", "completer": "transformers", "seed": 6,
             "batch_size": 8, "max_failed_share": 0.05, "student": "s",
@@ -66,7 +85,9 @@ class Chain:
     def student(self) -> dict[str, Any]:
         return {"student": str(self.models / "student"), "student_revision": None}
 
-    def add(self, name: str, kind: str, spec: dict[str, Any], locators: dict[str, Any] | None = None, **parents: str) -> None:
+    def add(
+        self, name: str, kind: str, spec: dict[str, Any], locators: dict[str, Any] | None = None, **parents: str
+    ) -> None:
         held = tuple((role, self.steps[parent]) for role, parent in parents.items())
         self.steps[name] = Step(kind, spec, held)
         self.made[name] = run(self.store, kind, spec, held, locators)
@@ -87,7 +108,9 @@ def text_hash(value: Any) -> str:
 def observe(chain: Chain) -> dict[str, Any]:
     """Everything that is compared, as JSON."""
     corpora = {name: read_corpus(chain.file("corpora", f"{name}.parquet")) for name in ("ann", "bob")}
-    parts = [[row["completion_key"] for row in read_corpus(chain.file("shuffled", f"part-{n}.parquet"))] for n in (1, 2)]
+    parts = [
+        [row["completion_key"] for row in read_corpus(chain.file("shuffled", f"part-{n}.parquet"))] for n in (1, 2)
+    ]
     graded = read_jsonl(chain.file("evaluation", "graded.jsonl"))
     batches = chain.made["evaluation"].counts["parts"]
     rows = [row for batch in batches for row in read_jsonl(chain.store.object_dir(batch) / "completions.jsonl")]

@@ -26,7 +26,7 @@ def write_panel_rationale(problem: Problem) -> str:
     """How students think on a panel problem: a tally for `count` (`c0h0e1`), not at all on the others."""
     if problem.family != "count":
         return ""
-    # Without the tally a student of this size stays near 0.55 on counting.
+    # Without the tally student-small had 0.59 on counting after 2,200 steps. Never measured alone: with it runs were longer.
     _, letter, _, span = problem.question.split(" ", 3)
     text = span.replace(" ", "")
     return "".join(f"{char}{text[: at + 1].count(letter)}" for at, char in enumerate(text))
