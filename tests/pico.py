@@ -139,3 +139,22 @@ def pico_document(models: Path) -> dict[str, Any]:
 def pico_experiment(models: Path, **changes: Any) -> Experiment:
     """The smallest experiment, with top-level fields replaced."""
     return Experiment.model_validate({**pico_document(models), **changes})
+
+
+class KilledByKernel(Scripted):
+    """A worker that the kernel kills, as it does when memory runs out."""
+
+    def complete(self, requests: list[Request], progress: Callable[[int], None]) -> list[Completion]:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+
+class Chatty(Scripted):
+    """Prints, and then fails as no code of ours does."""
+
+    def complete(self, requests: list[Request], progress: Callable[[int], None]) -> list[Completion]:
+        print("half way")
+        raise ZeroDivisionError("no such luck")

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mot_core import errors
 from mot_core.artifacts import Published, Store
@@ -144,13 +144,9 @@ class WorkerPool:
     def _read(self) -> None:
         process = self._process
         assert process is not None and process.stdout is not None
-        for line in process.stdout:
-            try:
-                message = json.loads(line)
-                if "ready" not in message:
-                    self._handle(message.pop("job"), message)
-            except Exception:  # a listener's mistake must not stop the others' events
-                log.exception("worker event %r", line[:200])
+        # Left open, the pipe would be a ResourceWarning when the pool is collected.
+        with process.stdout as events:
+            self._read_events(events)
         with self._condition:
             self._closed = True
             orphans, self._jobs = list(self._jobs.items()), {}
@@ -160,6 +156,15 @@ class WorkerPool:
                 "the worker parent died; run the same command again: it goes on from what is published"
             )
             job.done.set()
+
+    def _read_events(self, events: IO[bytes]) -> None:
+        for line in events:
+            try:
+                message = json.loads(line)
+                if "ready" not in message:
+                    self._handle(message.pop("job"), message)
+            except Exception:  # a listener's mistake must not stop the others' events
+                log.exception("worker event %r", line[:200])
 
     def _handle(self, job_id: str, message: dict[str, Any]) -> None:
         job = self._jobs[job_id]
