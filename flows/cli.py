@@ -41,12 +41,7 @@ def run(
     experiment = _load(spec, set_)
     console = _console()
     with LiveView(console) as view:
-
-        def announce(line: str) -> None:
-            view.begin(int(line.split(": ")[1].split()[0]))
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        run_dir = run_experiment(experiment, RunOptions(store, workers, checkpoint_seconds), view.watch, announce)
+        run_dir = run_experiment(experiment, RunOptions(store, workers, checkpoint_seconds), view.watch, view.announce)
     _show(run_dir, console)
 
 
@@ -90,12 +85,7 @@ def tune(
     experiment = _load(spec, set_)
     console = _console()
     with LiveView(console) as view:
-
-        def announce(line: str) -> None:
-            view.begin(int(line.split(": ")[1].split()[0]))
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        sweep = run_sweep(experiment, RunOptions(store, workers), view.watch, announce)
+        sweep = run_sweep(experiment, RunOptions(store, workers), view.watch, view.announce)
     console.print(sweep_table(sweep))
     console.print(preset_lines(experiment, sweep), markup=False, highlight=False, soft_wrap=True)
 

@@ -51,10 +51,11 @@ class LiveView:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def begin(self, total: int) -> None:
-        """Say how many steps the run has."""
-        self.total = total
-        self.overall = self.progress.add_task("all steps", total=total, rate="")
+    def announce(self, line: str, num_steps: int) -> None:
+        """Say what is about to run, and how many steps it has."""
+        self.total = num_steps
+        self.overall = self.progress.add_task("all steps", total=num_steps, rate="")
+        self._print(line)
 
     def watch(self, step: Step, event: dict[str, Any]) -> None:
         """One event of one step."""

@@ -27,6 +27,9 @@ from mot_core.workers.pool import WorkerPool, union_seconds
 from mot_core.world import World, resolve
 from tasks.invocation import Invocation, Watcher, forget, register
 
+Announce = Callable[[str, int], None]
+"""Told once, before anything runs: a line for people, and the number of steps."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -46,7 +49,7 @@ def outline_of(spec: Experiment, world: World, touch_test: bool = True) -> tuple
 
 def run(
     spec: Experiment, options: RunOptions | None = None, watch: Watcher = lambda step, event: None,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Announce = lambda line, num_steps: None,
 ) -> Path:  # fmt: skip
     """Run an experiment to its report; the run's directory.
 
@@ -79,14 +82,15 @@ def run(
 @contextlib.contextmanager
 def invocation_for(
     run_id: str, world: World, store: Store, steps: list[Step], options: RunOptions, watch: Watcher,
-    announce: Callable[[str], None],
+    announce: Announce,
 ) -> Iterator[Invocation]:  # fmt: skip
     """A registered invocation of these steps, its workers loading already if a step is missing."""
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
     invocation = Invocation(run_id, store, pool, world, watch)
     try:
         missing = invocation.look_up(steps)
-        announce(f"{run_id}: {len(steps)} steps, {missing} to run, {len(steps) - missing} reused; store {store.root}")
+        told = f"{run_id}: {len(steps)} steps, {missing} to run, {len(steps) - missing} reused; store {store.root}"
+        announce(told, len(steps))
         if missing:
             pool.start()
         register(invocation)

@@ -6,12 +6,11 @@ carries it can be checked without running anything. Test problems are never touc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from flows.experiment import Outline
-from flows.run import RunOptions, invocation_for, outline_of
+from flows.run import Announce, RunOptions, invocation_for, outline_of
 from mot_core.artifacts import Store, write_atomically
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.spec import TRAINED_METHODS, Experiment
@@ -61,7 +60,7 @@ def sweep_outline(spec: Experiment, world: World) -> tuple[dict[float, Outline],
 
 def tune(
     spec: Experiment, options: RunOptions | None = None, watch: Watcher = lambda step, event: None,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Announce = lambda line, num_steps: None,
 ) -> Sweep:  # fmt: skip
     """Run the sweep (reusing what is published) and choose; the record lies in `STORE/tuning/<identity>.json`."""
     options = options or RunOptions()

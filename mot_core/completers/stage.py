@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import Published, read_jsonl, write_jsonl
+from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.completers.base import Completion, Request, batches_of, completer_class
 from mot_core.errors import CompletionError
 from mot_core.runner import StepContext
@@ -95,8 +95,3 @@ def _batch_writer(
         return {"num_requests": len(batch), "num_tokens": sum(completion.num_tokens for completion in completions)}
 
     return compute
-
-
-def batch_rows(published: Published) -> list[dict[str, Any]]:
-    """The rows of a published batch."""
-    return read_jsonl(published.path / ROWS)

@@ -72,11 +72,11 @@ class WorkerPool:
                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
                 "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
             }  # fmt: skip
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "mot_core.workers.parent"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             )  # fmt: skip
-        threading.Thread(target=self._read, name="mot-workers", daemon=True).start()
+        threading.Thread(target=self._read, args=(process,), name="mot-workers", daemon=True).start()
 
     def run(self, steps: list[Step], priority: int, listener: Listener) -> Job:
         """Run steps in one worker and wait for it; the most urgent (lowest) priority gets a free slot first.
@@ -141,9 +141,8 @@ class WorkerPool:
             except (BrokenPipeError, ValueError) as error:
                 raise WorkerError(f"the worker parent has ended: {error}") from error
 
-    def _read(self) -> None:
-        process = self._process
-        assert process is not None and process.stdout is not None
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
         # Left open, the pipe would be a ResourceWarning when the pool is collected.
         with process.stdout as events:
             self._read_events(events)
