@@ -21,9 +21,9 @@ from mot_core.world import World
 
 STAGES = ("problems", "generation", "verification", "corpora", "training", "merging", "evaluation")
 
-# Measured on two cores with 0.8 M parameters (docs/performance.md); FLOP/s of one worker with one thread.
-DEFAULT_TRAINING_FLOPS = 4.0e10
-DEFAULT_INFERENCE_FLOPS = 1.2e10
+# Medians over the steps of `mot run lab` (docs/performance.md); FLOP/s of one worker with one thread.
+DEFAULT_TRAINING_FLOPS = 5.1e10
+DEFAULT_INFERENCE_FLOPS = 1.6e10
 BYTES_PER_ROW = 400
 EXPECTED_SHARE_OF_LIMIT = 0.6
 PROMPT_TOKENS = 24

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mot_core.artifacts import Manifest, Store, read_jsonl
-from mot_core.comparison import ESTIMATE_SEED, comparison_rows
+from mot_core.comparison import comparison_rows
 from mot_core.errors import StoreError
 from mot_core.evaluation.ensemble import ensemble_rows
 from mot_core.evaluation.metrics import problem_scores, summarize
@@ -255,4 +255,4 @@ def best_single_teachers(scores: Rows) -> dict[str, dict[str, str]]:
     return chosen
 
 
-__all__ = ["ESTIMATE_SEED", "best_single_teachers", "collect", "load_results"]
+__all__ = ["best_single_teachers", "collect", "load_results"]

@@ -26,7 +26,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     # Ctrl-C reaches the whole process group; the flow process decides what to end, by closing our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # In the workers these must be set before numpy and torch are imported; one thread until a job says more.
+    # What every worker would load; forked workers have it at once. One thread until a job says more.
     import accelerate  # noqa: F401
     import torch
     import transformers
