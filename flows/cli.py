@@ -58,12 +58,12 @@ def plan(
     from flows.tune import tuning_note
     from mot_core.artifacts import Store
     from mot_core.planning import plan as make_plan
-    from mot_core.world import resolve
+    from mot_core.prepare import world_of
 
     experiment = _load(spec, set_)
-    world = resolve(experiment)
-    _, nodes = outline_of(experiment, world)
     opened = Store(store) if (store / "store.json").is_file() else None
+    world = world_of(experiment, opened)
+    _, nodes = outline_of(experiment, world)
     made = make_plan(experiment, world, nodes, opened, workers or len(os.sched_getaffinity(0)))
     console = _console()
     for table in plan_tables(made, list_steps=steps):
@@ -128,6 +128,141 @@ def logs(
     opened = Store(store)
     for line in step_logs(opened, find_run_dir(opened, run), step):
         print(line)
+
+
+@app.command(epilog="Example: mot generate problems.jsonl rationales.jsonl --teacher lab:running-total")
+def generate(
+    problems: Annotated[Path, typer.Argument(metavar="PROBLEMS", help="JSONL, CSV or parquet with question and answer")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl")],
+    teacher: Annotated[str, typer.Option(help="a model (lab:NAME, directory, hub id), or a YAML file of a teacher")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a field of the teacher")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="completions a problem")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="generation seed")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="of a completion; longer ones are cut and count as truncated")] = 512,
+    answer_type: Annotated[str, typer.Option(help="the grader that mot grade shall use")] = "math",
+    format_: Annotated[str | None, typer.Option("--format", help="a named column mapping of the problems")] = None,
+    store: StoreOption = Path("store"), workers: WorkersOption = None,
+) -> None:  # fmt: skip
+    """Ask one teacher for completions of a problems file; started again, it asks only for what is missing."""
+    from flows.alone import generate as generate_file
+    from flows.live import LiveView
+    from flows.run import RunOptions
+    from mot_core.spec import Generation, Sampling
+    from mot_core.spec_files import load_teacher
+
+    sampling = Sampling(temperature=temperature, max_completion_tokens=max_tokens)
+    generation = Generation(seed=seed, num_samples=samples, sampling=sampling)
+    with LiveView(_console()) as view:
+        counts = generate_file(
+            problems, out, load_teacher(teacher, set_), generation, answer_type, RunOptions(store, workers), view.watch,
+            view.announce, format_,
+        )  # fmt: skip
+    print(
+        f"{out}: {counts['num_requests']} completions of {counts['num_problems']} problems, {counts['num_tokens']} tokens; "
+        f"asked now {counts['num_asked']}, failed {counts['num_failed']}, absent {counts['num_absent']}"
+    )
+
+
+@app.command(epilog="Example: mot grade rationales.jsonl graded.jsonl")
+def grade(
+    in_: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="rows with id, answer_type, gold, completion")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl")],
+    workers: WorkersOption = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="wall clock that an answer may take")] = 5.0,
+) -> None:
+    """Grade completions: the same rows in the same order, with verdict, extracted and seconds."""
+    import os
+
+    from mot_core.grading.files import grade_file
+
+    counts = grade_file(in_, out, num_workers=workers or len(os.sched_getaffinity(0)), seconds=seconds)
+    print(f"{out}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+
+
+@app.command(epilog="Example: mot corpus corpora --graded ann=ann.jsonl --graded bob=bob.jsonl")
+def corpus(
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty directory")],
+    graded: Annotated[list[str], typer.Option(metavar="TEACHER=FILE", help="graded rows; once a teacher")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a field of corpus")] = None,
+    problems: Annotated[Path | None, typer.Option(help="JSONL with problem_id and question, if graded rows lack it")] = None,
+    student: Annotated[str | None, typer.Option(help="a model: rationales must fit its template and tokens")] = None,
+    attempts: Annotated[Path | None, typer.Option(help="graded rows of the student's own answers, for difficulty")] = None,
+    license_: Annotated[
+        list[str] | None, typer.Option("--license", metavar="TEACHER=LICENSE", help="of a teacher; named in the card")
+    ] = None,
+    problems_license: Annotated[str | None, typer.Option(help="of the problems")] = None,
+) -> None:  # fmt: skip
+    """Build one corpus a teacher from graded rows: parquet in messages form, ledger, rejections, data card."""
+    from mot_core.corpus.files import build_from_files
+    from mot_core.spec import Corpus
+    from mot_core.spec_files import load_part
+
+    files = {name: Path(path).expanduser() for name, path in _pairs("--graded", graded).items()}
+    counts = build_from_files(
+        files, out, load_part(Corpus, set_), problems=problems, student=student, attempts=attempts,
+        teacher_licenses=_pairs("--license", license_ or []), problems_license=problems_license,
+    )  # fmt: skip
+    print(f"{out}: " + ", ".join(f"{name} {number} rationales" for name, number in counts["num_by_teacher"].items()))
+
+
+def _pairs(option: str, items: list[str]) -> dict[str, str]:
+    from mot_core.errors import SpecError
+
+    pairs = dict(item.partition("=")[::2] for item in items)
+    if len(pairs) != len(items) or not all(pairs.values()):
+        raise SpecError(f"{option}: expected TEACHER=VALUE, each teacher once; got {items}")
+    return pairs
+
+
+@app.command(epilog="Example: mot preview lab")
+def preview(spec: SpecArgument, set_: SetOption = None, store: StoreOption = Path("store")) -> None:
+    """Show the first prompt of each teacher, and the loss mask of the first example, before anything runs."""
+    from flows.preview import preview_text
+    from flows.run import outline_of
+    from mot_core.artifacts import Store
+    from mot_core.prepare import world_of
+    from mot_core.preview import preview as make_preview
+
+    experiment = _load(spec, set_)
+    opened = Store(store) if (store / "store.json").is_file() else None
+    world = world_of(experiment, opened)
+    corpora = outline_of(experiment, world)[0].corpora
+    console = _console()
+    for part in preview_text(make_preview(experiment, world, corpora, opened)):
+        console.print(part)
+
+
+@app.command(epilog="Example: mot export lab mot ./my-student")
+def export(
+    run: RunArgument,
+    method: Annotated[str, typer.Argument(help="mot, mtd, std/TEACHER, …")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty directory")],
+    seed: Annotated[int | None, typer.Option(help="training seed; absent: the run's first")] = None,
+    budget: Annotated[str | None, typer.Option(help="matched_path or matched_compute; absent: the run's first")] = None,
+    store: StoreOption = Path("store"),
+) -> None:  # fmt: skip
+    """Copy a final student into a directory of its own, with a model card: origins, licences, merge."""
+    from mot_core.artifacts import Store
+    from mot_core.export import export_student
+    from mot_core.runs import find_run_dir
+
+    opened = Store(store)
+    print(export_student(opened, find_run_dir(opened, run), method, out, seed=seed, budget=budget))
+
+
+stored = typer.Typer(no_args_is_help=True, help="The store of results.")
+app.add_typer(stored, name="store")
+
+
+@stored.command(epilog="Example: mot store migrate --store ./store")
+def migrate(store: StoreOption = Path("store")) -> None:
+    """Bring a store that an older version wrote up to date; no completion is asked for again."""
+    from mot_core.artifacts import Store
+    from mot_core.migration import migrate as migrate_store
+
+    carried = migrate_store(Store(store), print)
+    print(f"{store}: up to date; {carried} completions carried over")
 
 
 @app.command(epilog="Example: mot doctor")

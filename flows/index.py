@@ -49,6 +49,7 @@ def index_of(
         "nodes": {
             "problems": outline.problems.identity,
             "verdicts": {name: step.identity for name, step in outline.verdicts.items()},
+            "judgements": {name: step.identity for name, step in outline.judgements.items()},
             "corpora": outline.corpora.identity,
         },
         "students": students,

@@ -18,7 +18,8 @@ from typing import Any
 
 from flows.experiment import Outline, experiment
 from flows.index import final_students, index_of
-from mot_core.artifacts import Store, explain_disk_errors, write_atomically
+from mot_core.artifacts import Published, Store, explain_disk_errors, write_atomically
+from mot_core.prepare import prepare
 from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
@@ -60,11 +61,12 @@ def run(
     clock = time.monotonic()
     world = resolve(spec)
     store = Store(options.store).open()
+    world, drawn = prepare(spec, world, store, publish=True)
     outline, steps = outline_of(spec, world)
     with explain_disk_errors(f"store {store.root}"):
         run_dir = new_run_dir(store, spec.name, spec.identity)
         write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
-    with invocation_for(run_dir.name, world, store, steps, options, watch, announce) as invocation:
+    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce) as invocation:
         write_index(run_dir, index_of(spec, world, outline, steps, invocation))
 
         def conclude() -> None:
@@ -81,14 +83,15 @@ def run(
 
 @contextlib.contextmanager
 def invocation_for(
-    run_id: str, world: World, store: Store, steps: list[Step], options: RunOptions, watch: Watcher,
-    announce: Announce,
+    run_id: str, world: World, store: Store, steps: list[Step], drawn: list[Published], options: RunOptions,
+    watch: Watcher, announce: Announce,
 ) -> Iterator[Invocation]:  # fmt: skip
-    """A registered invocation of these steps, its workers loading already if a step is missing."""
+    """A registered invocation of these steps, its workers loading already if a step is missing. `drawn` are those
+    that preparing it has published a moment ago."""
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
     invocation = Invocation(run_id, store, pool, world, watch)
     try:
-        missing = invocation.look_up(steps)
+        missing = invocation.look_up(steps, drawn)
         told = f"{run_id}: {len(steps)} steps, {missing} to run, {len(steps) - missing} reused; store {store.root}"
         announce(told, len(steps))
         if missing:

@@ -13,6 +13,7 @@ from flows.experiment import Outline
 from flows.run import Announce, RunOptions, invocation_for, outline_of
 from mot_core.artifacts import Store, write_atomically
 from mot_core.identity import canonical_json, fingerprint
+from mot_core.prepare import prepare
 from mot_core.spec import TRAINED_METHODS, Experiment
 from mot_core.steps import Step
 from mot_core.world import World, resolve
@@ -66,9 +67,10 @@ def tune(
     options = options or RunOptions()
     world = resolve(spec)
     store = Store(options.store).open()
+    world, drawn = prepare(spec, world, store, publish=True)
     outlines, steps, identity = sweep_outline(spec, world)
     with invocation_for(
-        f"tune-{spec.name}-{identity[:8]}", world, store, steps, options, watch, announce
+        f"tune-{spec.name}-{identity[:8]}", world, store, steps, drawn, options, watch, announce
     ) as invocation:
         from flows.orchestrate import run_sweep
 

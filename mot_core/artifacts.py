@@ -2,6 +2,7 @@
 
     STORE/store.json             format of this store
     STORE/objects/<identity>/    one published step: its files, and manifest.json written last
+    STORE/requests/<scope>/      journal of completions: append-only, outlives upgrades (mot_core.completers.journal)
     STORE/tmp/<identity>/        unfinished work, kept between attempts so that a step may resume
     STORE/locks/<identity>.lock  held by the process that computes a step
     STORE/logs/<identity>.log    what the step's worker printed
@@ -30,7 +31,7 @@ from mot_core.errors import StoreError
 from mot_core.locks import FileLock, Lock
 from mot_core.steps import Step
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 MANIFEST = "manifest.json"
 log = logging.getLogger("mot.store")
 
@@ -88,7 +89,7 @@ class Store:
         """
         marker = self.root / "store.json"
         with explain_disk_errors(f"store {self.root}"):
-            for name in ("objects", "tmp", "locks", "logs", "runs"):
+            for name in ("objects", "requests", "tmp", "locks", "logs", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not marker.exists():
                 write_atomically(marker, json.dumps({"format": STORE_FORMAT}) + "\n")
@@ -100,6 +101,11 @@ class Store:
             raise StoreError(
                 f"store {self.root}: its format is {found!r}, this program understands up to {STORE_FORMAT}; "
                 "it was written by a newer version: upgrade mot, or give another --store"
+            )
+        if found < STORE_FORMAT:
+            raise StoreError(
+                f"store {self.root}: its format is {found}, this program writes {STORE_FORMAT}; bring it up to date "
+                f"with: mot store migrate --store {self.root} (it takes seconds; no completion is asked for again)"
             )
         return self
 
@@ -154,8 +160,8 @@ class Store:
         )  # fmt: skip
 
     def damaged_files(self, manifest: Manifest) -> list[str]:
-        """What is wrong with a published step's files and parts, a line each; empty when all is well."""
-        damaged = [f"its part {part} is not whole" for part in manifest.counts.get("parts", ()) if not self.find(part)]
+        """What is wrong with a published step's files, a line each; empty when all is well."""
+        damaged = []
         for name, facts in manifest.files.items():
             path = self.object_dir(manifest.identity) / name
             if not path.is_file():

@@ -6,12 +6,12 @@ give the same identity, whichever experiment, method or round asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mot_core.identity import derive_seed
-from mot_core.spec import Benchmark, Experiment, ProblemSource, Teacher
+from mot_core.spec import Benchmark, Experiment, Generation, ProblemSource, Teacher
 from mot_core.steps import ModelRef, Step
 from mot_core.world import World
 
@@ -38,63 +38,165 @@ class StudentAt:
         return spec, (("student", self.source),), {}
 
 
-def problems_step(source: ProblemSource, world: World, *, split: str | None = None, num_problems: int | None = None,
-                  label: str) -> Step:  # fmt: skip
-    """Problems of a source, of another split or number if given."""
+def problems_step(source: ProblemSource, files: Mapping[str, str], *, role: str, grader: str, label: str,
+                  split: str | None = None, num_problems: int | None = None) -> Step:  # fmt: skip
+    """Problems of a source, of another split or number if given. `role` is `training` or `benchmark`: rows that
+    cannot serve are dropped and listed in the one, and stop the run in the other."""
+    file = source.file
+    table = source.record(files[file] if file is not None else None) if file or source.hub else None
     spec = {
         "families": list(source.families) if source.families is not None else None,
-        "file": world.files[source.file] if source.file is not None else None,
+        "table": table,
         "import_path": source.import_path,
+        "splits": dict(source.splits) if source.splits is not None else None,
         "num_problems": num_problems or source.num_problems,
         "split": split or source.split,
         "seed": source.seed,
+        "role": role,
+        "grader": grader,
     }
-    locators = {"file": source.file} if source.file is not None else {}
+    locators = {"file": file} if file is not None else {}
     return Step("problems", spec, label=label, facts={"stage": "problems"}, locators=locators)
 
 
-def completions_step(spec: Experiment, world: World, teacher: Teacher, problems: Step) -> Step:
+def overlap_step(spec: Experiment, world: World) -> Step:
+    """The search for problems to train on that a benchmark of the spec holds, on dev or on test."""
+    drawn = problems_step(
+        spec.problems, world.files, role="training", grader=spec.corpus.grader, label="problems to train on"
+    )
+    held = {
+        f"{benchmark.name} ({on})": benchmark_problems_step(spec, world, benchmark, on=on)
+        for benchmark in spec.evaluation.benchmarks
+        for on in ("dev", "test")
+    }
+    rule = spec.corpus.decontamination
+    return Step(
+        "overlap",
+        {"ngram": rule.ngram, "on_hit": rule.on_hit, "benchmarks": list(held)},
+        (("problems", drawn), *((f"benchmark/{index}", step) for index, step in enumerate(held.values()))),
+        label="problems that a benchmark holds",
+        facts={"stage": "problems"},
+    )
+
+
+def training_problems_step(overlap: Step, removed: Sequence[str]) -> Step:
+    """The problems to train on, without those that a benchmark holds. Which those are enters identity, and not which
+    benchmarks were asked: where none is held, these are the drawn problems themselves."""
+    drawn = overlap.parent("problems")
+    if not removed:
+        return drawn
+    return Step(
+        "training-problems",
+        {"removed": sorted(removed)},
+        (("problems", drawn),),
+        label="problems that no benchmark holds",
+        facts={"stage": "problems"},
+    )
+
+
+def completions_step(
+    generation: Generation, teacher: Teacher, model: ModelRef, problems: Step, *, name: str,
+    num_samples: int | None = None,
+) -> Step:  # fmt: skip
     """A teacher's rationales on problems. Nothing of students or training enters: teachers are paid for once."""
-    model = world.teachers[teacher.name]
     return Step(
         "completions",
         {
-            "teacher": {"model": model.identity},
+            "teacher": _asked(teacher, model),
             "completer": teacher.completer,
-            "sampling": spec.sampling_of(teacher).model_dump(mode="json"),
-            "num_samples": spec.samples_of(teacher),
-            "seed": spec.generation.seed,
-            "batch_size": spec.generation.batch_size,
-            "max_failed_share": spec.generation.max_failed_share,
+            "sampling": generation.sampling_of(teacher).record(),
+            "num_samples": num_samples or generation.samples_of(teacher),
+            "seed": generation.seed,
+            "batch_size": generation.batch_size,
+            "max_failed_share": generation.max_failed_share,
         },
         (("problems", problems),),
-        label=f"generate {teacher.name}",
-        facts={"stage": "generation", "teacher": teacher.name},
-        locators={"teacher": model.locator, "teacher_revision": model.revision},
+        label=f"generate {name}",
+        facts={"stage": "generation", "teacher": name},
+        locators=_locators("teacher", teacher, model),
     )
 
 
-def verdicts_step(spec: Experiment, teacher: Teacher, problems: Step, completions: Step) -> Step:
+def _asked(teacher: Teacher, model: ModelRef) -> dict[str, Any]:
+    """Who is asked, and what changes its answers. What is absent leaves no trace: requests keep their keys when the
+    spec gains fields."""
+    changing = {
+        "system": teacher.system,
+        "template_kwargs": dict(teacher.template_kwargs),
+        "engine": teacher.engine.record() if teacher.engine is not None else {},
+        "extra_body": dict(teacher.endpoint.extra_body) if teacher.endpoint is not None else {},
+    }
+    return {"model": model.identity, **{key: value for key, value in changing.items() if value}}
+
+
+def _locators(role: str, teacher: Teacher, model: ModelRef) -> dict[str, Any]:
+    settings = teacher.settings()
+    if teacher.rationales is not None:
+        settings["identity"] = model.identity  # so that the completer can refuse files that changed since
+    return {role: model.locator, f"{role}_revision": model.revision, f"{role}_settings": settings}
+
+
+def verdicts_step(grader: str, problems: Step, completions: Step, *, name: str) -> Step:
     """Verdicts on a teacher's rationales."""
     return Step(
         "verdicts",
-        {"grader": spec.corpus.grader},
+        {"grader": grader},
         (("problems", problems), ("completions", completions)),
-        label=f"verify {teacher.name}",
-        facts={"stage": "verification", "teacher": teacher.name},
+        label=f"verify {name}",
+        facts={"stage": "verification", "teacher": name},
     )
 
 
-def corpora_step(spec: Experiment, problems: Step, verdicts: Mapping[str, Step]) -> Step:
-    """Matched corpora from every teacher's verdicts."""
-    corpus = spec.corpus
+def judgements_step(
+    generation: Generation, judge: Teacher, model: ModelRef, problems: Step, verdicts: Step, *, name: str
+) -> Step:
+    """A second opinion on a teacher's verdicts, by another model."""
     return Step(
-        "corpora",
-        {"num_rationales": corpus.num_rationales, "selection_seed": corpus.selection_seed, "choice": corpus.choice},
-        (("problems", problems), *((f"verdicts/{name}", step) for name, step in verdicts.items())),
-        label="match corpora",
-        facts={"stage": "corpora"},
+        "judgements",
+        {
+            "judge": _asked(judge, model),
+            "completer": judge.completer,
+            "sampling": generation.sampling_of(judge).record(),
+            "seed": generation.seed,
+            "batch_size": generation.batch_size,
+            "max_failed_share": generation.max_failed_share,
+        },
+        (("problems", problems), ("verdicts", verdicts)),
+        label=f"judge the verdicts on {name}",
+        facts={"stage": "verification", "teacher": name},
+        locators=_locators("judge", judge, model),
     )
+
+
+def corpora_step(
+    spec: Experiment, world: World, problems: Step, verdicts: Mapping[str, Step], difficulty: Step | None = None
+) -> Step:
+    """One corpus a teacher, from every teacher's verdicts."""
+    corpus = spec.corpus
+    record: dict[str, Any] = {
+        "mode": corpus.mode,
+        "match_over": list(corpus.match_over or verdicts),
+        "num_rationales": corpus.num_rationales,
+        "rationales_per_problem": corpus.rationales_per_problem,
+        "selection_seed": corpus.selection_seed,
+        "choice": corpus.choice,
+        "filter_correct": corpus.filter_correct,
+        "licenses": {
+            "teachers": {teacher.name: teacher.license for teacher in spec.teachers}, "problems": spec.problems.license
+        },
+    }  # fmt: skip
+    if corpus.max_rationale_tokens is not None:
+        record["max_rationale_tokens"] = corpus.max_rationale_tokens
+    # A rationale must fit the template of whoever is trained on it; students that share one share corpora.
+    record["student_tokenizer"] = world.student_tokenizer
+    if corpus.choice == "likeliest":
+        record["student"] = world.student.identity
+    locators = {"student": world.student.locator, "student_revision": world.student.revision}
+    parents = [("problems", problems), *((f"verdicts/{name}", step) for name, step in verdicts.items())]
+    if difficulty is not None and corpus.difficulty is not None:
+        record["difficulty"] = list(corpus.difficulty)
+        parents.append(("difficulty", difficulty))
+    return Step("corpora", record, tuple(parents), label="build corpora", facts={"stage": "corpora"}, locators=locators)
 
 
 def shuffled_corpora_step(corpora: Step, teachers: list[str], seed: int) -> Step:
@@ -159,7 +261,7 @@ def merge_step(
 def benchmark_problems_step(spec: Experiment, world: World, benchmark: Benchmark, *, on: str) -> Step:
     """A benchmark's problems: `on='test'` as the benchmark says, `on='dev'` as `evaluation.path` says."""
     return problems_step(
-        benchmark, world, split="dev" if on == "dev" else benchmark.split,
+        benchmark, world.files, role="benchmark", grader=benchmark.grader, split="dev" if on == "dev" else benchmark.split,
         num_problems=spec.evaluation.path.num_problems if on == "dev" else benchmark.num_problems,
         label=f"problems of {benchmark.name}, {on}",
     )  # fmt: skip
@@ -171,6 +273,7 @@ def evaluation_step(
 ) -> Step:  # fmt: skip
     """A student on a benchmark: `on='test'` as the benchmark says, `on='dev'` as `evaluation.path` says."""
     evaluation = spec.evaluation
+    engine = evaluation.engine
     along_path = on == "dev"
     k = evaluation.path.k if along_path else benchmark.k
     problems = benchmark_problems_step(spec, world, benchmark, on=on)
@@ -181,17 +284,18 @@ def evaluation_step(
             **student_spec,
             "k": k,
             "num_samples": k if along_path else benchmark.samples_drawn,
-            "sampling": benchmark.sampling.model_dump(mode="json"),
+            "sampling": benchmark.sampling.record(),
             "grader": benchmark.grader,
-            "completer": "transformers",
+            "completer": evaluation.completer,
             "seed": evaluation.seed,
             "batch_size": evaluation.batch_size,
             "max_failed_share": evaluation.max_failed_share,
+            **({"engine": engine.record()} if engine is not None else {}),
         },
         (("problems", problems), *student_parent),
         label=label,
         facts={"stage": "evaluation", "benchmark": benchmark.name, "split": on, **facts},
-        locators=locators,
+        locators={**locators, **({"student_settings": engine.model_dump(mode="json")} if engine is not None else {})},
     )
 
 

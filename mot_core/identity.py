@@ -16,15 +16,17 @@ from typing import Any
 IDENTITY_HEX_DIGITS = 32
 
 ALGORITHM_VERSIONS: dict[str, int] = {
-    "problems": 1,
-    "completion-batch": 1,
-    "completions": 1,
-    "verdicts": 1,
-    "corpora": 1,
+    "problems": 2,
+    "overlap": 1,
+    "training-problems": 1,
+    "completions": 2,
+    "verdicts": 2,
+    "judgements": 1,
+    "corpora": 2,
     "shuffled-corpora": 1,
     "branch": 1,
     "merge": 1,
-    "evaluation": 1,
+    "evaluation": 2,
 }
 
 

@@ -142,19 +142,22 @@ class Costs:
     def __init__(self, spec: Experiment, world: World, manifests: Iterable[Manifest]) -> None:
         self.spec = spec
         self.student = ModelSize.of(world.student.locator)
-        self.teachers = {ref.identity: ModelSize.of(ref.locator) for ref in world.teachers.values()}
+        self.teachers = {ref.identity: ModelSize.of(ref.locator) for ref in world.models.values()}
         manifests = list(manifests)
+        self.drawn = {m.identity: m.counts["num_problems"] for m in manifests if m.kind == "problems"}
         self.completion_tokens = _median(
-            m.counts["num_tokens"] / m.counts["num_requests"] for m in manifests if m.kind == "completions"
+            m.counts["num_tokens"] / max(1, m.counts["num_requests"]) for m in manifests if m.kind == "completions"
         )
         self.inference_rate = _median(
-            m.counts["num_tokens"] / (m.ended - m.started) for m in manifests if m.kind == "completion-batch"
+            m.counts["num_tokens"] / (m.ended - m.started)
+            for m in manifests
+            if m.kind in ("completions", "evaluation") and m.counts.get("num_asked") == m.counts["num_requests"]
         )
         self.training_rate = _median(m.counts["tokens_per_second"] for m in manifests if m.kind == "branch")
 
     def of(self, step: Step) -> tuple[int, float, int, int, float]:
         """`(tokens, FLOPs, memory in bytes, disk in bytes, seconds)`."""
-        if step.kind in ("completions", "evaluation"):
+        if step.kind in ("completions", "evaluation", "judgements"):
             return self._sampling(step)
         if step.kind == "branch":
             return self._training(step)
@@ -165,10 +168,9 @@ class Costs:
         return 0, 0.0, 0, 50_000, 0.1
 
     def _sampling(self, step: Step) -> tuple[int, float, int, int, float]:
-        size = (
-            self.teachers.get(step.spec["teacher"]["model"], self.student) if "teacher" in step.spec else self.student
-        )
-        requests = step.parent("problems").spec["num_problems"] * step.spec["num_samples"]
+        asked = step.spec.get("teacher") or step.spec.get("judge")
+        size = self.teachers.get(asked["model"], ModelSize(0, 0, 0, 0)) if asked else self.student
+        requests = self._num_problems(step.parent("problems")) * step.spec.get("num_samples", 1)
         limit = step.spec["sampling"]["max_completion_tokens"]
         per_request = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
         tokens = int(requests * per_request)
@@ -177,6 +179,13 @@ class Costs:
         memory = 4 * size.parameters + batch * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
         rate = self.inference_rate or DEFAULT_INFERENCE_FLOPS / (2.0 * max(1, size.parameters))
         return tokens, flops, memory, requests * BYTES_PER_ROW, tokens / rate
+
+    def _num_problems(self, step: Step) -> int:
+        """What a source is asked for; of one that gives all its rows, what it gave before, or nothing known."""
+        while step.kind == "training-problems":
+            step = step.parent("problems")
+        asked: int | None = step.spec["num_problems"]
+        return asked or self.drawn.get(step.identity, 0)
 
     def _training(self, step: Step) -> tuple[int, float, int, int, float]:
         size, settings = self.student, step.spec["training"]

@@ -1,50 +1,63 @@
-"""From text to a model's own form and back: chat rendering, and the reasoning format.
+"""From a question and a rationale to a model's own text: chat rendering in its tokenizer's template.
 
-A completion is `<think>reasoning</think>answer`. Invariant: rendering a rationale and parsing it gives the
-rationale back; an unclosed `<think>` is truncated reasoning and never holds an answer.
+Invariant: an example that is rendered parses back to its rationale; one that would not is refused, never changed.
+Text of a teacher is untrusted: what a tokenizer would read as a control token of its own is refused too. The
+format itself is `mot_core.reasoning`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mot_core.errors import ModelError
+from mot_core.reasoning import (
+    THINK_CLOSE,
+    THINK_OPEN,
+    Rationale,
+    canonical_text,
+    fault_of,
+    from_parts,
+    opening_mark,
+    parse_completion,
+    thinking_marks,
+    with_opening_mark,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+__all__ = [
+    "THINK_CLOSE", "THINK_OPEN", "Rationale", "assistant_message", "canonical_text", "check_renderable", "fault_of", "from_parts",
+    "opening_mark", "parse_completion", "render_example", "render_prompt", "require_chat_template", "user_messages",
+    "with_opening_mark",
+]  # fmt: skip
+
+Message = dict[str, str]
+TemplateKwargs = Mapping[str, bool | int | float | str]
+
+# Parameters of `apply_chat_template` itself: a setting of these names would change the rendering, not the template.
+_RENDERER_PARAMETERS = frozenset(
+    {
+        "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
+        "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
+        "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+    }
+)  # fmt: skip
+_PROBE = Rationale("2+2=4", "4")
+_REMEDY = (
+    "give the student a template that writes the reasoning (message.reasoning_content, or <think> in the content) and "
+    "ends with the end token: tokenizer.chat_template = …; tokenizer.save_pretrained(dir)"
+)
 
 
-@dataclass(frozen=True)
-class Rationale:
-    """What a completion says: its reasoning, its answer text, and whether the reasoning was closed."""
-
-    reasoning: str
-    answer: str
-    closed: bool = True
+def user_messages(question: str, system: str | None = None) -> list[Message]:
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return [*before, {"role": "user", "content": question}]
 
 
-def parse_completion(text: str) -> Rationale:
-    """Split a completion at its think marks; text without marks is all answer."""
-    thought, closed_mark, answer = text.rpartition(THINK_CLOSE)
-    if THINK_OPEN in answer:  # opened, perhaps again, and never closed
-        return Rationale(text.partition(THINK_OPEN)[2], "", closed=False)
-    if not closed_mark:
-        return Rationale("", text)
-    head, opened, reasoning = thought.partition(THINK_OPEN)
-    if not opened or THINK_CLOSE in head:
-        # A prompt that ends in <think> leaves only the closing mark in the completion.
-        return Rationale(thought, answer)
-    return Rationale(reasoning, answer if not head.strip() else head + answer)
-
-
-def user_messages(question: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}]
-
-
-def assistant_message(rationale: Rationale) -> dict[str, str]:
+def assistant_message(rationale: Rationale) -> Message:
     return {"role": "assistant", "reasoning_content": rationale.reasoning, "content": rationale.answer}
 
 
@@ -57,20 +70,123 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> Non
         )
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """The text that a model continues."""
-    text: Any = tokenizer.apply_chat_template(user_messages(question), tokenize=False, add_generation_prompt=True)
-    return str(text)
-
-
-def render_example(tokenizer: PreTrainedTokenizerBase, question: str, rationale: Rationale) -> tuple[str, str]:
-    """`(prompt, completion)` texts of a training example, in the tokenizer's own template.
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, *, system: str | None = None,
+    template_kwargs: TemplateKwargs | None = None,
+) -> str:  # fmt: skip
+    """The text that a model continues.
 
     Raises:
-        ModelError: the template drops or moves the reasoning, or the example does not start with its prompt.
+        ModelError: a template that fails, or an argument that it never reads.
     """
-    prompt = render_prompt(tokenizer, question)
-    whole = str(tokenizer.apply_chat_template([*user_messages(question), assistant_message(rationale)], tokenize=False))
+    return _render(tokenizer, user_messages(question, system), template_kwargs or {}, add_generation_prompt=True)
+
+
+def render_example(
+    tokenizer: PreTrainedTokenizerBase, question: str, rationale: Rationale, *, system: str | None = None,
+    template_kwargs: TemplateKwargs | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """`(prompt, completion)` texts of a training example, in the tokenizer's own template.
+
+    The reasoning goes in as the message's `reasoning_content`; where the template does not keep that, inside the
+    content (`canonical_text`).
+
+    Raises:
+        ModelError: the rationale cannot be rendered, or the template drops or moves the reasoning, or the example
+            does not start with its prompt.
+    """
+    fault = _fault(tokenizer, question, rationale)
+    if fault is not None:
+        raise ModelError(f"the rationale cannot be rendered: {fault}")
+    asked, settings = user_messages(question, system), template_kwargs or {}
+    prompt = _render(tokenizer, asked, settings, add_generation_prompt=True)
+    inline = {"role": "assistant", "content": canonical_text(rationale)}
+    faults = []
+    for message in (assistant_message(rationale), inline):
+        try:
+            whole = _render(tokenizer, [*asked, message], settings, add_generation_prompt=False)
+            return prompt, _completion(tokenizer, prompt, whole, rationale)
+        except ModelError as error:
+            faults.append(str(error))
+    # Both forms often fail alike.
+    second = f"; with the reasoning inside the content: {faults[1]}" if faults[1] != faults[0] else ""
+    raise ModelError(f"{faults[0]}{second}; {_REMEDY}")
+
+
+def check_renderable(tokenizer: PreTrainedTokenizerBase, question: str, rationale: Rationale) -> str | None:
+    """Why a rationale cannot become a training example of a student; None if it can.
+
+    Raises:
+        ModelError: the template cannot hold any rationale, so the fault is not this one's.
+    """
+    if rationale.ended == "empty":
+        return "it holds no answer"
+    fault = _fault(tokenizer, question, rationale)
+    if fault is not None:
+        return fault
+    try:
+        prompt, completion = render_example(tokenizer, question, rationale)
+    except ModelError as error:
+        render_example(tokenizer, "2+2", _PROBE)
+        return str(error).removesuffix(f"; {_REMEDY}")
+    if tokenizer.unk_token_id is not None:
+        ids: list[int] = tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
+        # Some tokenizers name their end token as the unknown one; the template's own does not count.
+        if ids.count(tokenizer.unk_token_id) > (prompt + completion).count(str(tokenizer.unk_token)):
+            return "it holds characters that the student's tokenizer cannot write"
+    return None
+
+
+def _fault(tokenizer: PreTrainedTokenizerBase, question: str, rationale: Rationale) -> str | None:
+    """What in the texts themselves, whatever the template, would not come back or not mean what it says."""
+    fault = fault_of(rationale)
+    if fault is not None:
+        return fault
+    for where, text in (("question", question), ("reasoning", rationale.reasoning), ("answer", rationale.answer)):
+        token = _control_token_in(tokenizer, text)
+        if token is not None:
+            return f"its {where} holds the control token {token!r}"
+    return None
+
+
+def _control_token_in(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """The first control token that a text would be tokenised to; `<think>` and the like are ordinary tokens."""
+    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = [token for token in control | set(tokenizer.all_special_tokens) if token in text]
+    return min(found, key=lambda token: (text.index(token), -len(token))) if found else None
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], settings: TemplateKwargs, *,
+    add_generation_prompt: bool,
+) -> str:  # fmt: skip
+    _check_settings(tokenizer, settings)
+    render: Any = tokenizer.apply_chat_template
+    try:
+        return str(render(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings))
+    except Exception as error:  # a template is a program of others: what it raises is not known
+        roles = ", ".join(message["role"] for message in messages)
+        raise ModelError(
+            f"the chat template fails on messages of {roles} with template_kwargs {dict(settings)}: "
+            f"{type(error).__name__}: {error}; change system or template_kwargs, or give the tokenizer another template"
+        ) from error
+
+
+def _check_settings(tokenizer: PreTrainedTokenizerBase, settings: TemplateKwargs) -> None:
+    for name in settings:
+        if name in _RENDERER_PARAMETERS:
+            raise ModelError(f"template_kwargs.{name}: belongs to the renderer, not to a chat template; leave it out")
+        template = tokenizer.chat_template
+        texts = template.values() if isinstance(template, dict) else [str(template)]
+        if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+            raise ModelError(
+                f"template_kwargs.{name}: the chat template never reads it, so it would change nothing; leave it out, or "
+                "look its name up in the template"
+            )
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, rationale: Rationale) -> str:
+    """The completion in a rendered example, up to its end token."""
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template does not begin an example with its own prompt: expected {prompt[-80:]!r} at the start, "
@@ -81,9 +197,12 @@ def render_example(tokenizer: PreTrainedTokenizerBase, question: str, rationale:
     if end not in completion:
         raise ModelError(f"the chat template ends no completion with the end token {end!r}: got {completion[-80:]!r}")
     completion = completion[: completion.rindex(end) + len(end)]
-    if parse_completion(completion.removesuffix(end)) != rationale:
+    written = with_opening_mark(prompt, completion.removesuffix(end))
+    parsed = parse_completion(written)
+    if len(thinking_marks(written)) > 2:  # an empty block before the real one would parse back, and be learnt
+        raise ModelError(f"the chat template adds a thinking block of its own: got {written[:80]!r}")
+    if parsed != rationale:
         raise ModelError(
-            f"the chat template does not keep the rationale: expected {rationale!r}, "
-            f"rendering and parsing gave {parse_completion(completion.removesuffix(end))!r}"
+            f"the chat template does not keep the rationale: expected {rationale!r}, rendering and parsing gave {parsed!r}"
         )
-    return prompt, completion
+    return completion

@@ -77,6 +77,26 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "rationales": ("teacher", "problem_id", "family", "completion_tokens", "verdict", "selected"),
     # What was lost between drawn rationales and corpus, in order: filter name, number dropped, number left.
     "corpus_ledger": ("filter", "num_dropped", "num_left"),
+    # Every rationale and problem that is in no corpus, counted by teacher (empty: all teachers) and filter.
+    "rejections": ("teacher", "filter", "num_rejected"),
+    # One row per teacher. `num_asked` is what this store had to ask for; `cost` is in the currency of the spec's
+    # prices, absent without them; `judge_disagreement` is the share of judged verdicts that a second opinion denies.
+    "teachers": (
+        "teacher",
+        "num_requests",
+        "num_asked",
+        "num_failed",
+        "num_absent",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost",
+        "correct",
+        "incorrect",
+        "unparseable",
+        "truncated",
+        "grader_failed",
+        "judge_disagreement",
+    ),
     # Totals per method (sum over its own path; teachers' tokens are those of the corpora that it trains on).
     "cost": (
         "budget",
@@ -140,6 +160,8 @@ class Results:
     coverage: pd.DataFrame
     rationales: pd.DataFrame
     corpus_ledger: pd.DataFrame
+    rejections: pd.DataFrame
+    teachers: pd.DataFrame
     cost: pd.DataFrame
     training: pd.DataFrame
     merge_drift: pd.DataFrame

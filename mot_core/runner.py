@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import Published, Store
-from mot_core.steps import RemoteStep, Step, runner_of
+from mot_core.steps import RemoteStep, runner_of
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -36,7 +36,6 @@ class StepContext:
     work_dir: Path
     emit: Emit
     models: ModelCache
-    children: list[Published] = field(default_factory=list)
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -66,19 +65,12 @@ class StepContext:
         subdirectory = self.spec.get(f"{role}_subdirectory")
         return str(path / subdirectory if subdirectory else path)
 
-    def substep(self, kind: str, spec: Mapping[str, Any], compute: Callable[[Path], dict[str, Any]]) -> Published:
-        """A part of this step that is published by itself, so that a killed step goes on from it."""
-        part = Step(kind, spec, label=self.step.label)
-        published = self.store.obtain(part, compute)
-        self.children.append(published)
-        return published
-
     def progress(self, done: float, total: float, unit: str, **facts: Any) -> None:
         self.emit({"event": "progress", "done": done, "total": total, "unit": unit, **facts})
 
 
 class ModelCache:
-    """The last model that this process loaded, so that one load serves a student's whole panel."""
+    """The last model or engine that this process loaded, so that one load serves a student's whole panel."""
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
@@ -86,24 +78,27 @@ class ModelCache:
 
     def get(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
         if self._key != key:
-            self._key, self._value = None, None
+            self.close()
             self._value = load()
             self._key = key
         return self._value
 
+    def close(self) -> None:
+        """Let go of what is held; an engine in a process of its own ends here."""
+        held, self._key, self._value = self._value, None, None
+        if hasattr(held, "close"):
+            held.close()
 
-def run_step(
-    step: RemoteStep, store: Store, settings: RunSettings, emit: Emit, models: ModelCache
-) -> tuple[Published, list[Published]]:
-    """The published step and the parts it published on the way; computed only if missing."""
-    children: list[Published] = []
+
+def run_step(step: RemoteStep, store: Store, settings: RunSettings, emit: Emit, models: ModelCache) -> Published:
+    """The published step, computed only if missing."""
 
     def compute(work_dir: Path) -> dict[str, Any]:
-        context = StepContext(step, store, settings, work_dir, emit, models, children)
+        context = StepContext(step, store, settings, work_dir, emit, models)
         with computing(emit):
             return runner_of(step.kind)(context)
 
-    return store.obtain(step, compute), children
+    return store.obtain(step, compute)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from mot_core.identity import fingerprint
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BudgetName = Literal["matched_path", "matched_compute"]
+Scalar = bool | int | float | str
 
 BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled")
 TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled")
@@ -35,6 +36,12 @@ class Sampling(Spec):
     temperature: float = Field(0.7, ge=0.0, le=2.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_completion_tokens: int = Field(96, ge=1, description="longer completions are cut and count as truncated")
+    top_k: int | None = Field(None, ge=1, description="absent: every token is a candidate")
+    min_p: float | None = Field(None, ge=0.0, le=1.0, description="relative to the likeliest token; absent: off")
+
+    def record(self) -> dict[str, Any]:
+        """What enters identity: a setting that is absent leaves no trace, so that new ones keep old identities."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class Model(Spec):
@@ -43,37 +50,151 @@ class Model(Spec):
     name: Name
     model: str = Field(min_length=1)
     revision: str | None = Field(None, description="hub ids only: a tag or commit; absent means the hub's main")
+    license: str | None = Field(None, description="an SPDX id or a name; travels to the corpus's and student's cards")
+
+
+class Engine(Spec):
+    """How vLLM loads a model. Sizes of parallelism and memory are how, not what: they stay out of identity."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: str | None = Field(None, description="vLLM's name of a method, e.g. fp8 or awq")
+    max_model_len: int | None = Field(None, ge=2, description="prompt and completion, tokens; absent: the model's own")
+    tensor_parallel_size: int = Field(1, ge=1)
+    pipeline_parallel_size: int = Field(1, ge=1)
+    data_parallel_size: int = Field(1, ge=1, description="engines side by side, each with its own devices")
+    gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0, description="share of a device that an engine may take")
+    engine_args: dict[str, Scalar] = Field({}, description="passed to vllm.LLM as they are")
+
+    def record(self) -> dict[str, Any]:
+        """The fields that may change a completion, and so enter identity."""
+        changing = {"dtype", "quantization", "max_model_len", "engine_args"}
+        return self.model_dump(mode="json", include=changing, exclude_defaults=True)
+
+
+class Endpoint(Spec):
+    """An OpenAI-compatible server. Its address is a place and stays out of identity; `model` names who answers."""
+
+    base_url: str = Field(pattern=r"^https?://[^/@\s]+(/\S*)?$", description="up to /v1, without user or key")
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key; absent: no key")
+    max_concurrency: int = Field(32, ge=1, description="requests in flight at most; adapts below it to 429s")
+    timeout_seconds: float = Field(600.0, gt=0.0, description="one attempt at one request")
+    max_retries: int = Field(6, ge=0, description="of a request, with jitter; Retry-After is kept to")
+    extra_body: dict[str, Any] = Field({}, description="further fields of each request, e.g. reasoning_effort")
+    price_per_million_prompt_tokens: float | None = Field(None, ge=0.0)
+    price_per_million_completion_tokens: float | None = Field(None, ge=0.0)
+    max_total_tokens: int | None = Field(None, ge=1, description="budget of this teacher in this store, both ways")
+    max_cost: float | None = Field(None, gt=0.0, description="budget in the currency of the prices")
+
+    @model_validator(mode="after")
+    def _cost_has_prices(self) -> Endpoint:
+        prices = (self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens)
+        if self.max_cost is not None and None in prices:
+            raise ValueError("max_cost needs price_per_million_prompt_tokens and price_per_million_completion_tokens")
+        return self
+
+
+class Table(Spec):
+    """Rows that exist already: a hub data set or files (JSONL, CSV, parquet), with a mapping of columns."""
+
+    hub: str | None = Field(None, description="a data set's hub id (owner/name)")
+    revision: str | None = Field(None, description="hub only: a tag or commit")
+    config: str | None = Field(None, description="hub only: the data set's configuration")
+    file: str | None = Field(None, description="JSONL, CSV or parquet, by suffix; may hold * for several files")
+    format: str | None = Field(None, description="a named column mapping, see `mot_core.formats`")
+    columns: dict[str, str] = Field({}, description="our column → theirs (dots reach into records)")
+    filters: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="their column → the value or values kept")
+
+    def record(self, file_identity: str | None) -> dict[str, Any]:
+        """What enters identity: the file by content, the hub by name and revision."""
+        fields = self.model_dump(mode="json", include=set(Table.model_fields) - {"file"}, exclude_none=True)
+        kept = {name: value for name, value in fields.items() if value != {}}
+        return kept if file_identity is None else {**kept, "file": file_identity}
+
+
+class Rationales(Table):
+    """A teacher's rationales that exist already, found by their question; columns question and rationale, or messages."""
+
+    split: str = Field("train", description="their split, in the form of `datasets` (train, train[:10%])")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Rationales:
+        if (self.hub is None) == (self.file is None):
+            raise ValueError("give exactly one of hub, file")
+        return self
+
+
+COMPLETER_SETTINGS = {"vllm": "engine", "openai": "endpoint", "corpus": "rationales"}
 
 
 class Teacher(Model):
     """One source of rationales. `sampling` and `num_samples`, where absent, are those of `generation`."""
 
-    completer: str = Field("transformers", description="a registered completer, or package.module:Class")
+    completer: str = Field("transformers", description="transformers, vllm, openai, corpus, or package.module:Class")
     sampling: Sampling | None = None
     num_samples: int | None = Field(None, ge=1)
+    system: str | None = Field(None, description="a system message before every question")
+    template_kwargs: dict[str, Scalar] = Field({}, description="arguments of the chat template, e.g. enable_thinking")
+    engine: Engine | None = Field(None, description="with completer vllm; absent: its defaults")
+    endpoint: Endpoint | None = Field(None, description="with completer openai: the server")
+    rationales: Rationales | None = Field(None, description="with completer corpus: the rows")
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> Teacher:
+        if self.name == "coverage":
+            raise ValueError("a teacher cannot be called 'coverage': its corpus would take that table's file name")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_its_completer(self) -> Teacher:
+        for completer, setting in COMPLETER_SETTINGS.items():
+            if getattr(self, setting) is not None and self.completer != completer:
+                raise ValueError(f"{setting} belongs to completer {completer!r}, but completer is {self.completer!r}")
+        if self.completer == "openai" and self.endpoint is None:
+            raise ValueError("completer 'openai' needs endpoint: {base_url: …}")
+        if self.completer == "corpus" and self.rationales is None:
+            raise ValueError("completer 'corpus' needs rationales: {hub: …} or {file: …}")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The spec of its own completer, as JSON; empty where there is none."""
+        name = COMPLETER_SETTINGS.get(self.completer)
+        own: Spec | None = getattr(self, name) if name else None
+        if own is None:
+            own = Engine() if self.completer == "vllm" else None
+        return own.model_dump(mode="json") if own is not None else {}
 
 
 class Student(Model):
     """The model that is distilled into; every round starts from it or from its last merge."""
 
 
-class ProblemSource(Spec):
-    """Where problems come from: exactly one of `families`, `file`, `import_path`."""
+Split = Literal["train", "dev", "test"]
+
+
+class ProblemSource(Table):
+    """Where problems come from: exactly one of `families`, `file`, `hub`, `import_path`."""
 
     families: tuple[str, ...] | None = Field(None, description="laboratory problem families")
-    file: str | None = Field(None, description="JSONL with the keys question and answer; family and split are optional")
     import_path: str | None = Field(None, description="package.module:function(split, num_problems, seed)")
-    num_problems: int = Field(ge=1, description="in all, shared evenly between the families")
-    split: Literal["train", "dev", "test"] = "train"
+    num_problems: int | None = Field(None, ge=1, description="in all, shared evenly between families; absent: all rows")
+    split: Split = "train"
+    splits: dict[Split, str] | None = Field(
+        None,
+        description="our split → theirs, e.g. {dev: 'train[:10]', test: 'train[10:]'}; absent: a file's column `split`, "
+        "a hub data set's split of our name",
+    )
     seed: Seed = 0
+    license: str | None = Field(None, description="of the problems; travels to the cards")
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemSource:
-        given = [name for name in ("families", "file", "import_path") if getattr(self, name) is not None]
+        given = [name for name in ("families", "file", "hub", "import_path") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of families, file, import_path; got {given or 'none'}")
+            raise ValueError(f"give exactly one of families, file, hub, import_path; got {given or 'none'}")
         if self.families is not None and len(set(self.families)) != len(self.families):
             raise ValueError(f"families repeats a name: {list(self.families)}")
+        if self.num_problems is None and given[0] in ("families", "import_path"):
+            raise ValueError(f"{given[0]} needs num_problems")
         return self
 
 
@@ -83,17 +204,61 @@ class Generation(Spec):
     seed: Seed = 0
     num_samples: int = Field(1, ge=1, description="rationales a problem and teacher")
     sampling: Sampling = Sampling()
-    batch_size: int = Field(256, ge=1, description="requests in one batch, the unit of resumption")
+    batch_size: int = Field(256, ge=1, description="requests a forward pass; engines and endpoints batch by themselves")
     max_failed_share: float = Field(0.05, ge=0.0, le=1.0, description="more failed requests stop the step")
+
+    def sampling_of(self, teacher: Teacher) -> Sampling:
+        return teacher.sampling if teacher.sampling is not None else self.sampling
+
+    def samples_of(self, teacher: Teacher) -> int:
+        return teacher.num_samples if teacher.num_samples is not None else self.num_samples
+
+
+class Decontamination(Spec):
+    """Training problems that a benchmark of the spec holds, exactly (normalised) or by a shared n-gram of words."""
+
+    ngram: int = Field(13, ge=2, description="words in a row that count as the same problem")
+    on_hit: Literal["remove", "stop"] = "remove"
 
 
 class Corpus(Spec):
-    """From graded rationales to one matched corpus a teacher: the same problems, one rationale each."""
+    """From graded rationales to one corpus a teacher. The default is the paper's: matched, one rationale a problem."""
 
-    num_rationales: int = Field(200, ge=1)
+    mode: Literal["matched", "per_teacher", "union", "size_matched"] = Field(
+        "matched",
+        description="matched: problems that every teacher of match_over got right; per_teacher: each its own; union: "
+        "problems that any got right, each teacher with what it has; size_matched: per_teacher, cut to the smallest",
+    )
+    match_over: tuple[Name, ...] | None = Field(
+        None, description="whose right answers choose the problems; absent: all teachers. The others come unfiltered"
+    )
+    num_rationales: int = Field(200, ge=1, description="a teacher, at most")
+    rationales_per_problem: int = Field(1, ge=1)
     selection_seed: Seed = 0
-    choice: Literal["first", "shortest", "random"] = Field("first", description="among a problem's correct ones")
+    choice: Literal["first", "shortest", "longest", "random", "likeliest"] = Field(
+        "first", description="among a problem's correct ones; likeliest: highest mean log-probability under the student"
+    )
+    filter_correct: bool = Field(True, description="false keeps wrong rationales too (an ablation)")
+    difficulty: tuple[float, float] | None = Field(
+        None, description="keep problems whose pass rate by the untrained student lies in [low, high]"
+    )
+    difficulty_samples: int = Field(4, ge=1, description="samples a problem for that pass rate")
+    max_rationale_tokens: int | None = Field(None, ge=1, description="in the student's tokens; longer ones are dropped")
     grader: str = Field("family", description="a registered grader, or package.module:function")
+    judge: Teacher | None = Field(None, description="a second opinion on every verdict; changes none, is compared")
+    decontamination: Decontamination = Decontamination()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Corpus:
+        if self.rationales_per_problem > self.num_rationales:
+            raise ValueError(
+                f"rationales_per_problem is {self.rationales_per_problem}, more than num_rationales {self.num_rationales}"
+            )
+        if self.difficulty is not None and not 0.0 <= self.difficulty[0] <= self.difficulty[1] <= 1.0:
+            raise ValueError(f"difficulty must be [low, high] within 0…1, got {list(self.difficulty)}")
+        if self.match_over is not None and not self.match_over:
+            raise ValueError("match_over is empty; leave it out to match over all teachers")
+        return self
 
 
 class Training(Spec):
@@ -142,7 +307,7 @@ class Benchmark(ProblemSource):
 
     name: Name
     role: Literal["home", "panel"] = Field("home", description="home: what is distilled; panel: what may be forgotten")
-    split: Literal["train", "dev", "test"] = "test"
+    split: Split = "test"
     k: int = Field(4, ge=1, description="the k of avg@k: how many samples of a problem are averaged")
     num_samples: int | None = Field(None, ge=1, description="samples drawn a problem; absent: k")
     sampling: Sampling = Sampling()
@@ -176,9 +341,23 @@ class Evaluation(Spec):
     benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
     path: PathEvaluation = PathEvaluation()
     seed: Seed = 0
+    completer: str = Field(
+        "transformers", description="who samples students: transformers, vllm, or package.module:Class"
+    )
+    engine: Engine | None = Field(None, description="with completer vllm; absent: its defaults")
     batch_size: int = Field(256, ge=1)
     max_failed_share: float = Field(0.05, ge=0.0, le=1.0)
     ci_resamples: int = Field(10_000, ge=100)
+
+    @model_validator(mode="after")
+    def _samples_weights(self) -> Evaluation:
+        if self.completer in ("openai", "corpus"):
+            raise ValueError(
+                f"completer {self.completer!r} cannot sample a student's weights; use transformers or vllm"
+            )
+        if self.engine is not None and self.completer != "vllm":
+            raise ValueError(f"engine belongs to completer 'vllm', but completer is {self.completer!r}")
+        return self
 
 
 class Tuning(Spec):
@@ -223,6 +402,9 @@ class Experiment(Spec):
             raise ValueError("evaluation.benchmarks has none of role 'home': the best teacher is chosen on home, dev")
         self._check_methods()
         self._check_merge_weights()
+        unknown = set(self.corpus.match_over or ()) - {teacher.name for teacher in self.teachers}
+        if unknown:
+            raise ValueError(f"corpus.match_over names {sorted(unknown)}, not among teachers")
         rounds = self.evaluation.path.rounds
         if not isinstance(rounds, str):
             outside = [r for r in rounds if not 1 <= r <= self.rounds]
@@ -270,12 +452,6 @@ class Experiment(Spec):
             if method.name == method_name and method.learning_rate is not None:
                 return method.learning_rate
         return self.training.learning_rate
-
-    def sampling_of(self, teacher: Teacher) -> Sampling:
-        return teacher.sampling if teacher.sampling is not None else self.generation.sampling
-
-    def samples_of(self, teacher: Teacher) -> int:
-        return teacher.num_samples if teacher.num_samples is not None else self.generation.num_samples
 
 
 def nearest(word: str, allowed: Any) -> str:

@@ -6,16 +6,19 @@ misspelt word, the nearest right one.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mot_core.errors import SpecError
-from mot_core.spec import Experiment, nearest
+from mot_core.spec import Experiment, Spec, Teacher, nearest
+
+Part = TypeVar("Part", bound=Spec)
 
 
 def preset_names() -> list[str]:
@@ -31,19 +34,42 @@ def load_spec(preset_or_file: str, overrides: list[str] | None = None) -> Experi
         SpecError: unreadable source, unknown field, wrong value, or a spec that contradicts itself.
     """
     source, text = _read(preset_or_file)
-    document = _parse_yaml(source, text)
+    return spec_from_document(_with_overrides(_parse_yaml(source, text), overrides), source, Experiment)
+
+
+def load_teacher(model_or_file: str, overrides: list[str] | None = None) -> Teacher:
+    """A teacher from a YAML file of its fields, or from a model's name (`lab:NAME`, a directory, a hub id).
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    if model_or_file.endswith((".yaml", ".yml")):
+        source, text = _read(model_or_file)
+        document = _parse_yaml(source, text)
+    else:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_or_file.rpartition("/")[2].removeprefix("lab:")).strip("-._")
+        source, document = f"teacher {model_or_file}", {"name": name[:64], "model": model_or_file}
+    return spec_from_document(_with_overrides(document, overrides), source, Teacher)
+
+
+def load_part(part: type[Part], overrides: list[str] | None = None) -> Part:
+    """A part of a spec (`Corpus`, `Generation`) at its defaults, with overrides applied."""
+    return spec_from_document(_with_overrides({}, overrides), "--set", part)
+
+
+def spec_from_document(document: dict[str, Any], source: str, part: type[Part]) -> Part:
+    """A spec from parsed YAML; `source` names where it came from in errors."""
+    try:
+        return part.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(detail, part) for detail in error.errors()]
+        raise SpecError(f"{source}: the spec is wrong in {len(lines)} place(s)\n" + "\n".join(lines)) from None
+
+
+def _with_overrides(document: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
     for override in overrides or []:
         _apply_override(document, override)
-    return spec_from_document(document, source)
-
-
-def spec_from_document(document: dict[str, Any], source: str) -> Experiment:
-    """An experiment from parsed YAML; `source` names where it came from in errors."""
-    try:
-        return Experiment.model_validate(document)
-    except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise SpecError(f"{source}: the spec is wrong in {len(lines)} place(s)\n" + "\n".join(lines)) from None
+    return document
 
 
 def spec_to_yaml(spec: Experiment) -> str:
@@ -134,11 +160,11 @@ def _list_index(items: list[Any], key: str, override: str) -> int:
     )
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, part: type[Spec]) -> str:
     loc = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part in _UNION_LABELS))
     field = ".".join(str(part) for part in loc) or "the spec as a whole"
     if detail["type"] == "extra_forbidden":
-        allowed = _fields_at(Experiment, loc[:-1])
+        allowed = _fields_at(part, loc[:-1])
         return (
             f"  {field}: unknown field (value {_short(detail['input'])}); {nearest(str(loc[-1]), allowed)}"
             f"allowed: {', '.join(allowed)}"
@@ -166,7 +192,7 @@ def _short(value: Any) -> str:
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """The field names of the spec class at a place in an `Experiment`."""
+    """The field names of the spec class at a place in a spec."""
     current: Any = model
     for part in loc:
         if isinstance(part, int):

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 RUNNERS: dict[str, str] = {
     "problems": "mot_core.stages:draw_problems",
+    "overlap": "mot_core.overlap:find_overlap",
+    "training-problems": "mot_core.overlap:keep_rest",
     "completions": "mot_core.completers.stage:complete",
     "verdicts": "mot_core.grading.stage:grade",
-    "corpora": "mot_core.corpus.matched:build_matched_corpora",
+    "judgements": "mot_core.grading.judge_stage:judge",
+    "corpora": "mot_core.corpus.stage:build_corpora",
     "shuffled-corpora": "mot_core.corpus.shuffled:build_shuffled_corpora",
     "branch": "mot_core.sft.branch:train_branch",
     "merge": "mot_core.merging.stage:merge_branches",

@@ -15,6 +15,7 @@ from mot_core.comparison import comparison_rows
 from mot_core.errors import StoreError
 from mot_core.evaluation.ensemble import ensemble_rows
 from mot_core.evaluation.metrics import problem_scores, summarize
+from mot_core.grading.verdicts import Verdict
 from mot_core.results import TABLE_COLUMNS, Results
 from mot_core.runs import find_run_dir, read_index
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 ANSWERED_PROBLEMS = 4
+_ASKED = ("num_requests", "num_asked", "num_failed", "num_absent")
 
 
 def load_results(run: str | Path, store: str | Path = "store") -> Results:
@@ -64,6 +66,7 @@ class _Reader:
             {name: step.get(name) for name in TABLE_COLUMNS["steps"]} for step in self.index["steps"]
         ]
         self.corpora()
+        self.teachers()
         for student in self.index["students"]:
             self.student(student)
         self.ensemble()
@@ -89,9 +92,10 @@ class _Reader:
     def corpora(self) -> None:
         nodes = self.index["nodes"]
         document = json.loads(self.path(nodes["corpora"], "ledger.json").read_text())
-        self.tables["corpus_ledger"] = document["ledger"]
-        selected = set(document["selected"])
+        self.tables["corpus_ledger"], self.tables["rejections"] = document["ledger"], document["rejections"]
+        rejected = {(row["teacher"], row["key"]) for row in read_jsonl(self.path(nodes["corpora"], "rejections.jsonl"))}
         for teacher, identity in nodes["verdicts"].items():
+            selected = set(document["selected_by_teacher"][teacher])
             by_problem: dict[str, Rows] = {}
             for row in read_jsonl(self.path(identity, "verdicts.jsonl")):
                 by_problem.setdefault(row["problem_id"], []).append(row)
@@ -99,7 +103,7 @@ class _Reader:
                     {
                         "teacher": teacher, "problem_id": row["problem_id"], "family": row["family"],
                         "completion_tokens": row["num_tokens"], "verdict": row["verdict"],
-                        "selected": row["problem_id"] in selected,
+                        "selected": (teacher, row["key"]) not in rejected,
                     }
                 )  # fmt: skip
             for problem_id, rows in by_problem.items():
@@ -110,6 +114,23 @@ class _Reader:
                         "selected": problem_id in selected,
                     }
                 )  # fmt: skip
+
+    def teachers(self) -> None:
+        """What each teacher was asked and how its answers were judged."""
+        nodes, specs = self.index["nodes"], {t["name"]: t for t in self.index["spec"]["teachers"]}
+        for teacher, identity in nodes["verdicts"].items():
+            verdicts = self.manifest(identity)
+            asked = self.manifest(dict(verdicts.parents)["completions"]).counts
+            judged = nodes["judgements"].get(teacher)
+            self.tables["teachers"].append(
+                {
+                    "teacher": teacher, **{name: asked[name] for name in _ASKED},
+                    "prompt_tokens": asked["prompt_tokens"], "completion_tokens": asked["num_tokens"],
+                    "cost": _cost(specs[teacher]["endpoint"], asked),
+                    **{verdict.value: verdicts.counts.get(verdict.value, 0) for verdict in Verdict},
+                    "judge_disagreement": self.manifest(judged).counts["disagreement_rate"] if judged else None,
+                }
+            )  # fmt: skip
 
     # -- students --------------------------------------------------------------------------------------
 
@@ -196,11 +217,7 @@ class _Reader:
                 )  # fmt: skip
 
     def texts(self, evaluation: str) -> dict[str, str]:
-        return {
-            row["key"]: row["text"]
-            for batch in self.manifest(evaluation).counts["parts"]
-            for row in read_jsonl(self.path(batch, "completions.jsonl"))
-        }
+        return {row["key"]: row["text"] for row in read_jsonl(self.path(evaluation, "completions.jsonl"))}
 
     # -- the vote --------------------------------------------------------------------------------------
 
@@ -238,6 +255,14 @@ class _Reader:
                 "num_students_at_inference": len(members),
             }
         )  # fmt: skip
+
+
+def _cost(endpoint: dict[str, Any] | None, asked: dict[str, Any]) -> float | None:
+    """What a teacher's requests cost by the spec's prices, whoever paid for them and when."""
+    prices = [endpoint[f"price_per_million_{side}_tokens"] for side in ("prompt", "completion")] if endpoint else [None]
+    if None in prices:
+        return None
+    return float((prices[0] * asked["prompt_tokens"] + prices[1] * asked["num_tokens"]) / 1e6)
 
 
 def best_single_teachers(scores: Rows) -> dict[str, dict[str, str]]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,22 @@ from typing import Any
 from mot_core.artifacts import sha256_of
 from mot_core.errors import ModelError, ProblemError, SpecError
 from mot_core.identity import fingerprint
-from mot_core.spec import BUILTIN_METHODS, Experiment, Model, ProblemSource, local_directory, nearest
+from mot_core.spec import (
+    BUILTIN_METHODS,
+    Experiment,
+    Model,
+    ProblemSource,
+    Rationales,
+    Table,
+    Teacher,
+    local_directory,
+    nearest,
+)
 from mot_core.steps import ModelRef, check_import_path, load_object
 
+UNTRAINED_STUDENT, JUDGE = "untrained student", "the judge"
+"""Names in `World.models` beside the teachers'; with a space, so that no teacher can have them."""
+_TOKENIZER_FILES = ("tokenizer", "chat_template", "special_tokens_map", "added_tokens", "vocab", "merges")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -25,14 +40,22 @@ class World:
     """The outside inputs of one experiment."""
 
     student: ModelRef
-    teachers: dict[str, ModelRef]
+    student_tokenizer: str
+    """The identity of the student's tokenizer and chat template alone."""
+    models: dict[str, ModelRef]
+    """Who completes problems: the teachers by name, the untrained student, and the judge if there is one."""
     files: dict[str, str]
+    removed: tuple[str, ...] | None = None
+    """Training problems that a benchmark holds, by id, once `mot_core.prepare` has looked; it is part of what there is
+    outside the spec, as the files' content is."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "student": self.student.to_json(),
-            "teachers": {name: ref.to_json() for name, ref in self.teachers.items()},
+            "student_tokenizer": self.student_tokenizer,
+            "models": {name: ref.to_json() for name, ref in self.models.items()},
             "files": self.files,
+            "removed": self.removed,
         }
 
 
@@ -43,22 +66,70 @@ def resolve(spec: Experiment) -> World:
         ModelError, ProblemError, SpecError: whatever is missing or cannot serve, before anything runs.
     """
     student = model_ref(spec.student, "student")
-    teachers = {teacher.name: model_ref(teacher, f"teacher {teacher.name!r}") for teacher in spec.teachers}
     files: dict[str, str] = {}
     for where, source in _sources(spec):
         if source.file is not None:
-            path = Path(source.file).expanduser()
-            if not path.is_file():
-                raise ProblemError(
-                    f"{where}.file: {source.file!r} does not exist; expected JSONL with question and answer"
-                )
-            files[source.file] = sha256_of(path)
+            files[source.file] = files_identity(source.file, f"{where}.file")
         for family in source.families or ():
             _check_family(where, family)
         if source.import_path is not None:
             load_object(source.import_path, f"{where}.import_path")
+        check_columns(source, where)
+    models = {teacher.name: teacher_ref(teacher, f"teachers.{teacher.name}") for teacher in spec.teachers}
+    if spec.corpus.judge is not None:
+        models[JUDGE] = teacher_ref(spec.corpus.judge, "corpus.judge")
+    models[UNTRAINED_STUDENT] = student
     _check_registered(spec)
-    return World(student, teachers, files)
+    return World(student, tokenizer_identity(spec.student), models, files)
+
+
+def files_identity(file: str, where: str) -> str:
+    """The content hash of a file, or of every file that a pattern with * matches.
+
+    Raises:
+        ProblemError: nothing there.
+    """
+    if "*" not in file:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise ProblemError(f"{where}: {file!r} does not exist; expected JSONL, CSV or parquet")
+        return sha256_of(path)
+    path = Path(file).expanduser().absolute()
+    paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    if not paths:
+        raise ProblemError(f"{where}: {file!r} matches no file; expected JSONL, CSV or parquet")
+    return fingerprint([[path.name, sha256_of(path)] for path in paths])
+
+
+def rationales_identity(rows: Rationales, where: str) -> str:
+    """What a corpus teacher is: its files' content, or its hub id and revision, with how they are read."""
+    content = files_identity(rows.file, f"{where}.file") if rows.file is not None else None
+    return fingerprint({"rationales": {**rows.record(content), "split": rows.split}})
+
+
+def teacher_ref(teacher: Teacher, where: str) -> ModelRef:
+    """Who answers for a teacher: weights, a name at an endpoint, or rows.
+
+    Raises:
+        ModelError, ProblemError, SpecError: what is missing, such as the variable that an endpoint's key is in.
+    """
+    if teacher.endpoint is not None:
+        from mot_core.completers.endpoint_client import check_extra_body
+
+        check_extra_body(teacher.endpoint)
+        variable = teacher.endpoint.api_key_env
+        if variable is not None and not os.environ.get(variable):
+            raise SpecError(
+                f"{where}.endpoint.api_key_env: the environment variable {variable} is not set; set it to the "
+                "endpoint's key, or leave api_key_env out if the endpoint asks for none"
+            )
+        return ModelRef(fingerprint({"endpoint": teacher.model, "revision": teacher.revision}), teacher.model)
+    if teacher.rationales is not None:
+        rows = teacher.rationales
+        check_columns(rows, f"{where}.rationales")
+        identity = rationales_identity(rows, f"{where}.rationales")
+        return ModelRef(identity, rows.file or str(rows.hub), rows.revision)
+    return model_ref(teacher, where)
 
 
 def model_ref(model: Model, where: str) -> ModelRef:
@@ -116,6 +187,15 @@ def content_identity(directory: Path) -> str:
     return fingerprint([[path.name, sha256_of(path)] for path in paths])
 
 
+def tokenizer_identity(model: Model) -> str:
+    """What a model's tokenizer and chat template are: their files' content, or hub id and revision."""
+    directory = local_directory(model.model)
+    if directory is None:
+        return fingerprint({"hub": model.model, "revision": model.revision})
+    paths = [path for path in sorted(directory.iterdir()) if path.name.startswith(_TOKENIZER_FILES)]
+    return fingerprint([[path.name, sha256_of(path)] for path in paths])
+
+
 def _looks_like_hub_id(name: str) -> bool:
     owner, slash, rest = name.partition("/")
     return bool(slash and owner and rest) and "/" not in rest and not name.startswith((".", "~", "/"))
@@ -136,22 +216,44 @@ def _check_family(where: str, family: str) -> None:
         )
 
 
+def check_named(where: str, name: str, known: Collection[str]) -> None:
+    """Raise `SpecError` unless a part is registered under its name, or an import path that exists."""
+    if name not in known and ":" not in name:
+        raise SpecError(
+            f"{where}: {name!r} is not known; {nearest(name, known)}known: {', '.join(known)}, "
+            "or package.module:name for one of your own"
+        )
+    if name not in known:
+        check_import_path(name, where)
+
+
+def check_columns(table: Table, where: str) -> None:
+    """Raise `SpecError` unless a table's format and columns are known."""
+    from mot_core.columns import mapping_of
+    from mot_core.formats import FORMATS
+
+    if table.format is not None:
+        _check_format(f"{where}.format", table.format, FORMATS)
+    mapping_of(table.model_dump(mode="json"))
+
+
+def _check_format(where: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise SpecError(f"{where}: {name!r} is not known; {nearest(name, known)}known: {', '.join(known)}")
+
+
 def _check_registered(spec: Experiment) -> None:
     from mot_core.completers.base import COMPLETERS
     from mot_core.grading.verdicts import GRADERS
     from mot_core.merging import RULES as RULE_PATHS
 
-    named = [(f"teachers.{t.name}.completer", t.completer, COMPLETERS) for t in spec.teachers]
+    asked = [*spec.teachers, *([spec.corpus.judge] if spec.corpus.judge is not None else [])]
+    named = [(f"teachers.{t.name}.completer", t.completer, COMPLETERS) for t in asked]
+    named += [("evaluation.completer", spec.evaluation.completer, COMPLETERS)]
     named += [(f"evaluation.benchmarks.{b.name}.grader", b.grader, GRADERS) for b in spec.evaluation.benchmarks]
     named += [("corpus.grader", spec.corpus.grader, GRADERS), ("merge.rule", spec.merge.rule, RULE_PATHS)]
     for where, name, known in named:
-        if name not in known and ":" not in name:
-            raise SpecError(
-                f"{where}: {name!r} is not known; {nearest(name, known)}known: {', '.join(known)}, "
-                "or package.module:name for one of your own"
-            )
-        if name not in known:
-            check_import_path(name, where)
+        check_named(where, name, known)
     for method in spec.methods:
         if method.import_path is not None:
             if method.name in BUILTIN_METHODS:

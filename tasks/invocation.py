@@ -22,8 +22,8 @@ Watcher = Callable[[Step, dict[str, Any]], None]
 
 # Lower runs first: what others wait for goes before what ends a path.
 PRIORITY = {
-    "problems": 0, "completions": 1, "verdicts": 0, "corpora": 0, "shuffled-corpora": 0, "branch": 2, "merge": 1,
-    "evaluation": 3,
+    "problems": 0, "overlap": 0, "training-problems": 0, "completions": 1, "verdicts": 0, "judgements": 3, "corpora": 0, "shuffled-corpora": 0,
+    "branch": 2, "merge": 1, "evaluation": 3,
 }  # fmt: skip
 
 
@@ -39,17 +39,18 @@ class Invocation:
     steps: dict[str, Step] = field(default_factory=dict)
     found: dict[str, Published | None] = field(default_factory=dict)
     records: dict[str, Published] = field(default_factory=dict)
-    parts: dict[str, Published] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     conclude: Callable[[], None] = lambda: None
     flow_run_id: str | None = None
     failure: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look_up(self, steps: list[Step]) -> int:
-        """Find what is published already, verifying hashes; the number of steps that are missing."""
+    def look_up(self, steps: list[Step], drawn: list[Published]) -> int:
+        """Find what is published already, verifying hashes; the number of steps that are missing. `drawn` are this
+        invocation's own work: they count as run."""
         self.steps.update((step.identity, step) for step in steps)
         self.found.update(find_all(self.store, [step.identity for step in steps]))
+        self.found.update((record.identity, record) for record in drawn)
         return sum(self.found[step.identity] is None for step in steps)
 
     def obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
@@ -69,8 +70,6 @@ class Invocation:
         if missing:
             job = self.pool.run(missing, PRIORITY[missing[0].kind], watch)
             fresh = {record.identity: record for record in job.records}
-            with self._lock:
-                self.parts.update((part.identity, part) for part in job.parts)
         records = [fresh.get(identity) or self.found[identity] for identity in identities]
         for identity, record in zip(identities, records, strict=True):
             # Prefect has handed a task another run's record before (#22259): trust identities only.
@@ -82,10 +81,9 @@ class Invocation:
         return [record for record in records if record is not None]
 
     def step_counts(self) -> dict[str, int]:
-        """Steps and their published parts: how many were computed by this invocation, how many reused."""
-        everything = {**self.parts, **self.records}
-        reused = sum(record.reused for record in everything.values())
-        return {"run": len(everything) - reused, "reused": reused}
+        """How many steps this invocation computed, and how many it reused."""
+        reused = sum(record.reused for record in self.records.values())
+        return {"run": len(self.records) - reused, "reused": reused}
 
 
 _INVOCATIONS: dict[str, Invocation] = {}

@@ -47,12 +47,13 @@ def _stage(name: str) -> Any:
 draw = _stage("draw problems")
 generate = _stage("generate")
 verify = _stage("verify")
-match = _stage("match corpora")
+match = _stage("build corpora")
 finetune = _stage("finetune")
 merge = _stage("merge")
 evaluate = _stage("evaluate")
 
 TASKS = {
-    "problems": draw, "completions": generate, "verdicts": verify, "corpora": match, "shuffled-corpora": match,
-    "branch": finetune, "merge": merge, "evaluation": evaluate,
+    "problems": draw, "overlap": draw, "training-problems": draw, "completions": generate, "verdicts": verify, "judgements": verify,
+    "corpora": match, "shuffled-corpora": match, "branch": finetune, "merge": merge,
+    "evaluation": evaluate,
 }  # fmt: skip

@@ -24,6 +24,7 @@ Row = dict[str, str]
 SCORES = ("avg_at_k", "pass_at_k", "maj_at_k")
 TEST_MEASURES = ("mean_completion_tokens", "truncated_share", "unparseable_share", "failed_share")
 AGREEMENT = ("mean_cosine", "min_cosine", "sign_agreement", "energy_kept")
+TEACHER_MEASURES = ("num_requests", "num_failed", "completion_tokens", "cost", "correct", "judge_disagreement")
 CURVES = ("loss", "grad_norm", "tokens")
 # What differs between two invocations with equal results: states and seconds of steps.
 INVOCATION_TABLES = ("steps.csv",)
@@ -60,7 +61,7 @@ class _Planner:
             )
             if value
         }  # fmt: skip
-        self.tables = {name: self.table(name) for name in ("scores", "cost", "training", "merge_agreement")}
+        self.tables = {name: self.table(name) for name in ("scores", "teachers", "cost", "training", "merge_agreement")}
         self.corpora: set[Input] = set()
 
     def table(self, name: str) -> list[Row]:
@@ -105,12 +106,16 @@ class _Planner:
         )  # fmt: skip
 
     def headlines(self) -> Iterator[tuple[str, float, int]]:
-        """Means over seeds on the test split, as in summary.json."""
+        """Means over seeds on the test split, as in summary.json, and what the teachers were asked."""
         for budget, methods in self.summary["budgets"].items():
             for method, facts in methods.items():
                 for benchmark, scores in facts["benchmarks"].items():
                     name = metric_name(budget, method, "test", benchmark, f"avg_at_{scores['k']}")
                     yield name, float(scores["avg_at_k"]), 0
+        for row in self.tables["teachers"]:
+            for measure in TEACHER_MEASURES:
+                if (value := _number(row[measure])) is not None:
+                    yield metric_name("teacher", row["teacher"], measure), value, 0
 
     # -- methods ---------------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mot_core.completers.base import Completion, Request
-from mot_core.spec import Experiment, Sampling
+from mot_core.completers.base import Accept, Completion, Request, Source
+from mot_core.spec import Experiment
 
 STEPS_PER_ROUND = 4
 
@@ -63,22 +63,22 @@ class Scripted:
 
     style = "running-total"
     salt = "a"
+    batched: ClassVar[bool] = True
 
-    def __init__(
-        self, locator: str, revision: str | None, sampling: Sampling, device: str, load: Callable[..., Any]
-    ) -> None:
-        self.sampling = sampling
+    def __init__(self, source: Source) -> None:
+        self.source = source
 
-    def complete(self, requests: list[Request], progress: Callable[[int], None]) -> list[Completion]:
-        return [self._one(request) for request in requests]
+    def facts(self) -> dict[str, Any]:
+        return {"engine": type(self).__name__}
+
+    def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
+        accept([self._one(request) for request in requests])
 
     def _one(self, request: Request) -> Completion:
         text = style_of(request.question, self.style)
         if hashlib.sha256((self.salt + request.question).encode()).digest()[0] % 5 == 0:
             text = "<think>no idea</think>\\boxed{-1}"
-        return Completion(
-            request.key, request.problem_id, request.sample_index, request.seed, text, len(text) + 1, "stop"
-        )
+        return Completion.of(request, text, len(text) + 1, "stop")
 
 
 class ScriptedTens(Scripted):
@@ -92,17 +92,14 @@ class AlwaysWrong(Scripted):
     """A teacher that is never right, so that no corpus can be matched."""
 
     def _one(self, request: Request) -> Completion:
-        text = "<think></think>\\boxed{-1}"
-        return Completion(request.key, request.problem_id, request.sample_index, request.seed, text, 4, "stop")
+        return Completion.of(request, "<think></think>\\boxed{-1}", 4, "stop")
 
 
 class Failing(Scripted):
     """A server that never answers."""
 
     def _one(self, request: Request) -> Completion:
-        return Completion(
-            request.key, request.problem_id, request.sample_index, request.seed, "", 0, "failed", "connection refused"
-        )
+        return Completion.failed(request, "connection refused")
 
 
 def pico_document(models: Path) -> dict[str, Any]:
@@ -144,7 +141,7 @@ def pico_experiment(models: Path, **changes: Any) -> Experiment:
 class KilledByKernel(Scripted):
     """A worker that the kernel kills, as it does when memory runs out."""
 
-    def complete(self, requests: list[Request], progress: Callable[[int], None]) -> list[Completion]:
+    def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
         import os
         import signal
 
@@ -155,6 +152,6 @@ class KilledByKernel(Scripted):
 class Chatty(Scripted):
     """Prints, and then fails as no code of ours does."""
 
-    def complete(self, requests: list[Request], progress: Callable[[int], None]) -> list[Completion]:
+    def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
         print("half way")
         raise ZeroDivisionError("no such luck")

@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Change, type[MotError], str]] = {
     "no teachers": (put("teachers", value=[]), SpecError, r"teachers: \[\] is not allowed: .*at least 1 item"),
     "two sources": (
         put("problems", "file", value="x.jsonl"), SpecError,
-        r"problems: give exactly one of families, file, import_path; got \['families', 'file'\]",
+        r"problems: give exactly one of families, file, hub, import_path; got \['families', 'file'\]",
     ),
     "round outside": (
         put("evaluation", "path", "rounds", value=[1, 9]), SpecError, r"evaluation\.path\.rounds names \[9\], outside 1…2",
@@ -101,14 +101,14 @@ CASES: dict[str, tuple[Change, type[MotError], str]] = {
     ),
     "unknown laboratory model": (
         put("teachers", 0, "model", value="lab:running-totals"), ModelError,
-        r"teacher 'ann': unknown laboratory model 'running-totals': .*did you mean 'running-total'\?",
+        r"teachers\.ann: unknown laboratory model 'running-totals': .*did you mean 'running-total'\?",
     ),
     "missing problems file": (
         put("problems", value={"file": "/no/such.jsonl", "num_problems": 3}), ProblemError,
-        r"problems\.file: '/no/such\.jsonl' does not exist; expected JSONL with question and answer",
+        r"problems\.file: '/no/such\.jsonl' does not exist; expected JSONL, CSV or parquet",
     ),
     "unknown grader": (
-        put("corpus", "grader", value="famly"), SpecError, r"corpus\.grader: 'famly' is not known; did you mean 'family'\? known: family, integer, text, or",
+        put("corpus", "grader", value="famly"), SpecError, r"corpus\.grader: 'famly' is not known; did you mean 'family'\? known: ",
     ),
     "unknown completer": (
         put("teachers", 0, "completer", value="transformer"), SpecError,
@@ -142,7 +142,7 @@ def test_refused_before_any_compute(case: str, pico_models: Path, tmp_path: Path
 def test_every_mistake_is_told_at_once(pico_models: Path) -> None:
     document = {**pico_document(pico_models), "rounds": 0, "name": "a b", "typo": 1}
     with pytest.raises(SpecError, match=r"wrong in 3 place\(s\)") as caught:
-        spec_from_document(document, "here")
+        spec_from_document(document, "here", Experiment)
     assert len(str(caught.value).splitlines()) == 4
 
 

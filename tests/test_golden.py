@@ -36,8 +36,18 @@ class Chain:
         self.models, self.store = models, Store(root).open()
         self.steps: dict[str, Step] = {}
         self.made: dict[str, Published] = {}
-        families = {"families": ["sums", "products"], "file": None, "import_path": None, "num_problems": 8, "seed": 3}
-        self.add("problems", "problems", {**families, "split": "train"})
+        families = {
+            "families": ["sums", "products"], "table": None, "import_path": None, "num_problems": 8, "seed": 3,
+            "splits": None, "grader": "family",
+        }  # fmt: skip
+        self.add("problems", "problems", {**families, "split": "train", "role": "training"})
+        self.add("benchmark", "problems", {**families, "split": "test", "role": "benchmark"})
+        self.add(
+            "overlap", "overlap", {"ngram": 13, "on_hit": "remove", "benchmarks": ["all"]},
+            **{"problems": "problems", "benchmark/0": "benchmark"},
+        )  # fmt: skip
+        removed = [row["problem_id"] for row in read_jsonl(self.file("problems", "problems.jsonl"))[:1]]
+        self.add("fewer", "training-problems", {"removed": removed}, problems="problems")
         for name, completer in (("ann", "Scripted"), ("bob", "ScriptedTens")):
             spec = {
                 "teacher": {"model": name}, "completer": f"tests.pico:{completer}", "sampling": SAMPLING, "num_samples": 1,
@@ -57,7 +67,11 @@ class Chain:
                 problems="problems",
                 completions=f"completions {name}",
             )
-        corpora = {"num_rationales": 4, "selection_seed": 2, "choice": "first"}
+        corpora = {
+            "mode": "matched", "match_over": ["ann", "bob"], "num_rationales": 4, "rationales_per_problem": 1,
+            "selection_seed": 2, "choice": "first", "filter_correct": True,
+            "licenses": {"teachers": {"ann": "mit", "bob": None}, "problems": None},
+        }  # fmt: skip
         self.add(
             "corpora",
             "corpora",
@@ -112,8 +126,7 @@ def observe(chain: Chain) -> dict[str, Any]:
         [row["completion_key"] for row in read_corpus(chain.file("shuffled", f"part-{n}.parquet"))] for n in (1, 2)
     ]
     graded = read_jsonl(chain.file("evaluation", "graded.jsonl"))
-    batches = chain.made["evaluation"].counts["parts"]
-    rows = [row for batch in batches for row in read_jsonl(chain.store.object_dir(batch) / "completions.jsonl")]
+    rows = read_jsonl(chain.file("evaluation", "completions.jsonl"))
     return {
         "identities": {name: step.identity for name, step in chain.steps.items()},
         "problems": sha256_of(chain.file("problems", "problems.jsonl")),
@@ -130,7 +143,7 @@ def observe(chain: Chain) -> dict[str, Any]:
 
 
 def test_every_kind_is_here(chain: Chain) -> None:
-    assert {step.kind for step in chain.steps.values()} | {"completion-batch"} == set(ALGORITHM_VERSIONS)
+    assert {step.kind for step in chain.steps.values()} | {"judgements"} == set(ALGORITHM_VERSIONS)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from flows.run import outline_of
 from mot_core.identity import ALGORITHM_VERSIONS, canonical_json, derive_seed, fingerprint, step_identity
+from mot_core.prepare import world_of
 from mot_core.steps import RUNNERS, ModelRef, RemoteStep, Step, walk
-from mot_core.world import resolve
 from tests.pico import pico_document, pico_experiment
 
 
@@ -62,7 +62,7 @@ def test_unstable_values_are_refused_with_place_type_and_remedy(value: Any, phra
 
 
 def test_every_kind_has_a_version_and_a_runner() -> None:
-    assert set(RUNNERS) | {"completion-batch"} == set(ALGORITHM_VERSIONS)
+    assert set(RUNNERS) == set(ALGORITHM_VERSIONS)
     with pytest.raises(KeyError, match="step kind 'polish' has no algorithm version"):
         step_identity("polish", {}, [])
 
@@ -73,7 +73,7 @@ def test_identity_is_of_kind_version_spec_and_parents_alone(monkeypatch: pytest.
         "completions", {"a": 1, "b": 2}, (("problems", parent),), label="one", facts={"x": 1}, locators={"p": "/a"}
     )
     same = Step("completions", {"b": 2, "a": 1}, (("problems", parent),), label="two", facts={}, locators={"p": "/b"})
-    assert step.identity == same.identity == "3c73cb4c648e589a2c39dcf415490203"
+    assert step.identity == same.identity == "f937a855c1ccb7e3cb2e1216c6f80a2c"
     others = [
         Step("verdicts", {"a": 1, "b": 2}, (("problems", parent),)),
         Step("completions", {"a": 1, "b": 3}, (("problems", parent),)),
@@ -82,7 +82,7 @@ def test_identity_is_of_kind_version_spec_and_parents_alone(monkeypatch: pytest.
         Step("completions", {"a": 1, "b": 2}, (("problems", Step("problems", {"seed": 2, "num_problems": 2})),)),
     ]
     assert len({step.identity, *(other.identity for other in others)}) == 6
-    monkeypatch.setitem(ALGORITHM_VERSIONS, "completions", 2)
+    monkeypatch.setitem(ALGORITHM_VERSIONS, "completions", 99)
     assert Step("completions", {"a": 1, "b": 2}, (("problems", parent),)).identity != step.identity
 
 
@@ -107,7 +107,7 @@ def identities(models: Path, **changes: Any) -> dict[str, set[str]]:
     """Identities by kind of an experiment over the pico models."""
     spec = pico_experiment(models, **changes)
     by_kind: dict[str, set[str]] = {}
-    for step in outline_of(spec, resolve(spec))[1]:
+    for step in outline_of(spec, world_of(spec))[1]:
         by_kind.setdefault(step.kind, set()).add(step.identity)
     return by_kind
 
@@ -149,7 +149,16 @@ def test_a_downstream_field_leaves_everything_upstream_alone(pico_models: Path) 
     generation = {**pico_document(pico_models)["generation"], "seed": 2}
     resampled = identities(pico_models, generation=generation)
     kept = {kind for kind in before if before[kind] == resampled[kind]}
-    assert kept == {"problems"}
+    assert kept == {"problems", "overlap"}
+
+
+def test_another_benchmark_trains_nothing_again(pico_models: Path) -> None:
+    before = identities(pico_models)
+    evaluation = pico_document(pico_models)["evaluation"]
+    more = {"name": "sorting", "role": "panel", "families": ["sort"], "num_problems": 4, "seed": 1, "k": 1}
+    grown = identities(pico_models, evaluation={**evaluation, "benchmarks": [*evaluation["benchmarks"], more]})
+    assert {kind for kind in before if before[kind] != grown[kind]} == {"problems", "overlap", "evaluation"}
+    assert before["evaluation"] < grown["evaluation"]
 
 
 def test_std_and_merge_once_share_their_branches(pico_models: Path) -> None:

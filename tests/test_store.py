@@ -19,6 +19,7 @@ import pytest
 import mot_core.artifacts
 from mot_core.artifacts import MANIFEST, Store, sha256_of, write_atomically
 from mot_core.errors import StoreError
+from mot_core.identity import ALGORITHM_VERSIONS
 from mot_core.steps import Step
 from tests.processes import ROOT, wait_until
 
@@ -50,7 +51,12 @@ def test_a_step_is_published_with_its_manifest_and_then_reused(store: Store) -> 
         "three.txt": {"sha256": "4e07408562bedb8b60ce05c1decfe3ad16b72230967de01f640b7e4729b49fce", "size": 1},
         "sub/four.txt": {"sha256": sha256_of(made.path / "sub" / "four.txt"), "size": 2},
     }
-    assert (manifest.kind, manifest.version, manifest.spec, manifest.parents) == ("problems", 1, {"seed": 1}, [])
+    assert (manifest.kind, manifest.version, manifest.spec, manifest.parents) == (
+        "problems",
+        ALGORITHM_VERSIONS["problems"],
+        {"seed": 1},
+        [],
+    )
     assert manifest.started <= manifest.ended and manifest.versions["torch"]
     again = store.obtain(STEP, refuse)
     assert (again.reused, again.counts) == (True, {"number": 3})
@@ -203,7 +209,7 @@ def test_a_dead_holders_lock_is_free_at_once(store: Store, tmp_path: Path) -> No
 def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     Store(tmp_path).open()
     (tmp_path / "store.json").write_text('{"format": 99}')
-    with pytest.raises(StoreError, match=r"its format is 99, this program understands up to 1; .*upgrade mot"):
+    with pytest.raises(StoreError, match=r"its format is 99, this program understands up to 2; .*upgrade mot"):
         Store(tmp_path).open()
 
 

@@ -7,8 +7,12 @@ place, on any run; students that answer the same request share it (common random
 
 from __future__ import annotations
 
+import math
+
 import torch
 from transformers import LogitsProcessor
+
+from mot_core.spec import Sampling
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64, the SplitMix64 increment
 
@@ -42,20 +46,27 @@ def _mix(bits: torch.Tensor) -> torch.Tensor:
 
 
 class RequestNoise(LogitsProcessor):
-    """Turns greedy decoding into per-request sampling at a temperature, within the top_p nucleus."""
+    """Turns greedy decoding into per-request sampling at a temperature, among the tokens that the sampling admits."""
 
-    def __init__(self, seeds: list[int], prompt_length: int, temperature: float, top_p: float) -> None:
+    def __init__(self, seeds: list[int], prompt_length: int, sampling: Sampling) -> None:
         self.seeds_B = torch.tensor(seeds, dtype=torch.int64)
         self.prompt_length = prompt_length
-        self.temperature = temperature
-        self.top_p = top_p
+        self.sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self.temperature == 0.0:
+        sampling = self.sampling
+        if sampling.temperature == 0.0:
             return scores
-        logits_BV = scores.float() / self.temperature
-        if self.top_p < 1.0:
-            logits_BV = within_nucleus(logits_BV, self.top_p)
+        logits_BV = scores.float() / sampling.temperature
+        # In vLLM's order (temperature, min_p, top_k, top_p), so that one spec means the same to both.
+        if sampling.min_p:
+            floor_B1 = logits_BV.amax(-1, keepdim=True) + math.log(sampling.min_p)
+            logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, float("-inf"))
+        if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
+            kth_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
+            logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, float("-inf"))
+        if sampling.top_p < 1.0:
+            logits_BV = within_nucleus(logits_BV, sampling.top_p)
         position = input_ids.shape[1] - self.prompt_length
         return logits_BV + gumbel_noise(self.seeds_B.to(scores.device), position, scores.shape[1])
 

@@ -1,97 +1,150 @@
-"""The generation stage: requests in batches, each batch published whole or redone, then all rows as one step."""
+"""The generation stage: what is missing is asked for, every answer is journaled at once, all rows become one step.
+
+Invariant: a request that the journal holds an answer to is never asked again, whichever experiment, version of this
+program or attempt wants it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mot_core.artifacts import read_jsonl, write_jsonl
-from mot_core.completers.base import Completion, Request, batches_of, completer_class
+from mot_core.completers.base import Completer, Completion, Request, Source, batches_of, completer_class
+from mot_core.completers.journal import Journal, journal_dir
 from mot_core.errors import CompletionError
+from mot_core.identity import fingerprint
 from mot_core.runner import StepContext
 from mot_core.spec import Sampling
 
 ROWS = "completions.jsonl"
 
 
+@dataclass(frozen=True)
+class Ask:
+    """Who is asked, how, and what is done with failures."""
+
+    role: str
+    """`teacher` or `student`: the context's role whose model answers."""
+    scope: Mapping[str, Any]
+    """What a journal is kept for: model, sampling, completer."""
+    sampling: Mapping[str, Any]
+    completer: str
+    batch_size: int
+    max_failed_share: float
+    system: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+
+
 def complete(context: StepContext) -> dict[str, Any]:
     """Runner of `completions`: every problem × sample index, asked of one teacher."""
+    spec = context.spec
     problems = read_jsonl(context.parent_dir("problems") / "problems.jsonl")
-    scope = {
-        "teacher": context.spec["teacher"], "sampling": context.spec["sampling"], "seed": context.spec["seed"],
-        "completer": context.spec["completer"],
-    }  # fmt: skip
+    scope = {name: spec[name] for name in ("teacher", "sampling", "seed", "completer")}
     requests = [
         Request.of(scope, problem["problem_id"], problem["question"], index)
         for problem in problems
-        for index in range(context.spec["num_samples"])
+        for index in range(spec["num_samples"])
     ]
-    rows, batches = obtain_completions(
-        context, requests, model=context.spec["teacher"], role="teacher", sampling=context.spec["sampling"],
-        completer=context.spec["completer"], batch_size=context.spec["batch_size"],
-        max_failed_share=context.spec["max_failed_share"],
+    ask = Ask(
+        "teacher", journal_scope(spec["teacher"], spec["sampling"], spec["completer"]), spec["sampling"],
+        spec["completer"], spec["batch_size"], spec["max_failed_share"], spec["teacher"].get("system"),
+        spec["teacher"].get("template_kwargs"),
     )  # fmt: skip
-    write_jsonl(context.work_dir / ROWS, rows)
-    return {"num_requests": len(requests), "num_tokens": sum(row["num_tokens"] for row in rows), "parts": batches}
+    completions, counts = obtain_completions(context, requests, ask)
+    write_jsonl(context.work_dir / ROWS, [completion.published() for completion in completions])
+    return counts
+
+
+def journal_scope(model: Mapping[str, Any], sampling: Mapping[str, Any], completer: str) -> dict[str, Any]:
+    """What one journal is kept for. Seeds are in the keys."""
+    return {"model": dict(model), "sampling": dict(sampling), "completer": completer}
 
 
 def obtain_completions(
-    context: StepContext, requests: list[Request], *, model: Mapping[str, Any], role: str,
-    sampling: Mapping[str, Any], completer: str, batch_size: int, max_failed_share: float,
-) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """All rows, in request order, and the identities of the batches that hold them.
+    context: StepContext, requests: list[Request], ask: Ask
+) -> tuple[list[Completion], dict[str, Any]]:
+    """All completions, in request order, and the step's counts.
 
     Raises:
-        CompletionError: more than `max_failed_share` of the requests failed.
+        CompletionError: more than `max_failed_share` of the requests failed, or a completer can go on no more.
     """
-    writer = completer_class(completer)(
-        context.model_dir(role), context.step.locators.get(f"{role}_revision"), Sampling(**sampling),
-        context.settings.device, context.models.get,
+    directory = journal_dir(context.store, ask.scope)
+    with context.store.lock(f"requests-{fingerprint(dict(ask.scope))}"):
+        journal = Journal(directory, ask.scope)
+        try:
+            num_asked, engines = _ask_for_missing(context, requests, ask, journal)
+            completions = list(journal.rows([request.key for request in requests]))
+        finally:
+            journal.close()
+    ended = [completion.finish_reason for completion in completions]
+    return completions, {
+        "num_requests": len(requests), "num_asked": num_asked, "num_failed": ended.count("failed"),
+        "num_absent": ended.count("absent"), "num_tokens": sum(completion.num_tokens for completion in completions),
+        "prompt_tokens": sum(completion.prompt_tokens for completion in completions), "engines": engines,
+    }  # fmt: skip
+
+
+def _ask_for_missing(
+    context: StepContext, requests: list[Request], ask: Ask, journal: Journal
+) -> tuple[int, list[dict[str, Any]]]:
+    """How many requests were asked, and the facts of the engine that answered them (none if none was)."""
+    missing = {request.key for request in requests if not journal.answered(request.key)}
+    if not missing:
+        return 0, []
+    writer = completer_class(ask.completer)(_source(context, ask, journal))
+    intake = _Intake(context, writer, journal, len(missing), ask.max_failed_share * len(requests))
+    if writer.batched:
+        # A batch is a function of all requests, so that what a killed run left asks in the batches it would have had.
+        for batch in batches_of(requests, ask.batch_size):
+            wanted = [request for request in batch if request.key in missing]
+            if wanted:
+                writer.complete(wanted, intake.accept, intake.progress)
+    else:
+        wanted = [request for request in requests if request.key in missing]
+        writer.complete(wanted, intake.accept, intake.progress)
+    unanswered = [request.key for request in requests if request.key not in journal.places]
+    assert not unanswered, f"completer {ask.completer} accepted no row for {len(unanswered)} of its requests"
+    return len(missing), [dict(writer.facts())]
+
+
+def _source(context: StepContext, ask: Ask, journal: Journal) -> Source:
+    locators = context.step.locators
+    return Source(
+        locator=context.model_dir(ask.role), revision=locators.get(f"{ask.role}_revision"),
+        sampling=Sampling(**ask.sampling), device=context.settings.device, threads=context.settings.threads,
+        system=ask.system, template_kwargs=ask.template_kwargs or {},
+        settings=locators.get(f"{ask.role}_settings") or {}, load=context.models.get,
+        scratch=context.store.root / "logs", spent=dict(journal.spent),
     )  # fmt: skip
-    batches = batches_of(requests, batch_size)
-    rows: dict[str, dict[str, Any]] = {}
-    identities = []
-    started, written = time.monotonic(), 0
-
-    for index, batch in enumerate(batches):
-
-        def tell(tokens: int, index: int = index) -> None:
-            nonlocal written
-            written += tokens
-            rate = written / max(1e-9, time.monotonic() - started)
-            context.progress(index, len(batches), "batches", tokens_per_second=rate)
-
-        published = context.substep(
-            "completion-batch",
-            {
-                "model": dict(model), "sampling": dict(sampling), "completer": completer,
-                "requests": [request.key for request in batch],
-            },
-            _batch_writer(writer.complete, batch, tell),
-        )  # fmt: skip
-        identities.append(published.identity)
-        rows.update((row["key"], row) for row in read_jsonl(published.path / ROWS))
-        context.progress(index + 1, len(batches), "batches")
-    ordered = [rows[request.key] for request in requests]
-    failed = [row for row in ordered if row["finish_reason"] == "failed"]
-    if len(failed) > max_failed_share * len(ordered):
-        raise CompletionError(
-            f"{len(failed)} of {len(ordered)} requests failed, more than the allowed share {max_failed_share:g}; "
-            f"the first reason: {failed[0]['reason']!r}"
-        )
-    return ordered, identities
 
 
-def _batch_writer(
-    write: Callable[[list[Request], Callable[[int], None]], list[Completion]],
-    batch: list[Request],
-    tell: Callable[[int], None],
-) -> Callable[[Path], dict[str, Any]]:
-    def compute(work_dir: Path) -> dict[str, Any]:
-        completions = write(batch, tell)
-        write_jsonl(work_dir / ROWS, [completion.to_json() for completion in completions])
-        return {"num_requests": len(batch), "num_tokens": sum(completion.num_tokens for completion in completions)}
+class _Intake:
+    """Takes a completer's rows: journals them, counts failures, tells progress."""
 
-    return compute
+    def __init__(
+        self, context: StepContext, writer: Completer, journal: Journal, num_wanted: int, max_failed: float
+    ) -> None:
+        self.context, self.writer, self.journal = context, writer, journal
+        self.num_wanted, self.max_failed = num_wanted, max_failed
+        self.num_done, self.num_tokens, self.started = 0, 0, time.monotonic()
+        self.reasons: list[str] = []
+
+    def accept(self, completions: list[Completion]) -> None:
+        self.journal.append(completions, self.writer.facts())
+        self.num_done += len(completions)
+        self.reasons += [one.reason for one in completions if one.finish_reason == "failed"]
+        if len(self.reasons) > self.max_failed:
+            raise CompletionError(
+                f"{len(self.reasons)} of {self.num_done} requests failed so far, more than the spec allows "
+                f"({self.max_failed:g}: max_failed_share of all); the first reason: {self.reasons[0]!r}; what was "
+                "answered is kept: mend the cause and run the same command again"
+            )
+        self.progress(0)
+
+    def progress(self, tokens: int) -> None:
+        self.num_tokens += tokens
+        rate = self.num_tokens / max(1e-9, time.monotonic() - self.started)
+        self.context.progress(self.num_done, self.num_wanted, "completions", tokens_per_second=rate)

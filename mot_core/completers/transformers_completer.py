@@ -6,68 +6,88 @@ touch its logits (about 4e-7 in fp32), and batches are a pure function of the re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import transformers
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
-from mot_core.completers.base import Completion, Request
+from mot_core.completers.base import Accept, Completion, Request, Source
 from mot_core.completers.noise import RequestNoise
 from mot_core.models import load_model, load_tokenizer
 from mot_core.prompts import render_prompt
-from mot_core.spec import Sampling
+from mot_core.reasoning import with_opening_mark
 
 
 class TransformersCompleter:
     """Batched generation on one device. The model is loaded at the first batch that is really needed."""
 
-    def __init__(
-        self, locator: str, revision: str | None, sampling: Sampling, device: str, load: Callable[..., Any]
-    ) -> None:
-        self.locator, self.revision, self.sampling, self.device, self.load = locator, revision, sampling, device, load
+    batched: ClassVar[bool] = True
 
-    def complete(self, requests: list[Request], progress: Callable[[int], None]) -> list[Completion]:
-        model, tokenizer = self.load(
-            ("complete", self.locator, self.revision, self.device),
-            lambda: (load_model(self.locator, self.revision, self.device), load_tokenizer(self.locator, self.revision)),
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "engine": "transformers", "version": transformers.__version__, "torch": torch.__version__,
+            "dtype": "float32", "device": self.source.device, "threads": self.source.threads,
+            "randomness": "Gumbel noise by request seed; rebatching moves logits by about 4e-7",
+        }  # fmt: skip
+
+    def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
+        started = time.monotonic()
+        source = self.source
+        model, tokenizer = source.load(
+            ("complete", source.locator, source.revision, source.device),
+            lambda: (
+                load_model(source.locator, source.revision, source.device),
+                load_tokenizer(source.locator, source.revision),
+            ),
         )
-        prompts = [render_prompt(tokenizer, request.question) for request in requests]
+        prompts = [
+            render_prompt(tokenizer, request.question, system=source.system, template_kwargs=source.template_kwargs)
+            for request in requests
+        ]
         # The template has written the special tokens; adding them again would double the first one.
         inputs = tokenizer(
             prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         ).to(model.device)
+        prompt_lengths = inputs["attention_mask"].sum(1).tolist()
+        written = self._generate(model, tokenizer, inputs, [request.seed for request in requests], progress)
+        seconds = (time.monotonic() - started) / len(requests)
+        completions = []
+        for request, prompt, prompt_tokens, ids in zip(requests, prompts, prompt_lengths, written, strict=True):
+            ended = tokenizer.eos_token_id in ids
+            ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
+            text = with_opening_mark(prompt, tokenizer.decode(ids, skip_special_tokens=True))
+            completions.append(
+                Completion.of(
+                    request, text, len(ids) + ended, "stop" if ended else "length", prompt=prompt,
+                    prompt_tokens=prompt_tokens, seconds=seconds,
+                )
+            )  # fmt: skip
+        accept(completions)
+
+    def _generate(
+        self, model: Any, tokenizer: Any, inputs: Any, seeds: list[int], progress: Callable[[int], None]
+    ) -> list[list[int]]:
+        """Token ids written after each prompt, padding included."""
         prompt_length = inputs["input_ids"].shape[1]
-        limit = self.sampling.max_completion_tokens
-        noise = RequestNoise(
-            [request.seed for request in requests], prompt_length, self.sampling.temperature, self.sampling.top_p
-        )
         config = GenerationConfig(
-            max_new_tokens=limit, do_sample=False, eos_token_id=tokenizer.eos_token_id,
+            max_new_tokens=self.source.sampling.max_completion_tokens, do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )  # fmt: skip
+        noise = RequestNoise(seeds, prompt_length, self.source.sampling)
         with torch.inference_mode():
             output = model.generate(
                 **inputs, generation_config=config, logits_processor=LogitsProcessorList([noise]),
-                stopping_criteria=[_Progress(progress, len(requests))],
+                stopping_criteria=[_Progress(progress, len(seeds))],
             )  # fmt: skip
-        completions = []
-        for request, ids in zip(requests, output[:, prompt_length:].tolist(), strict=True):
-            ended = tokenizer.eos_token_id in ids
-            ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            completions.append(
-                Completion(
-                    request.key,
-                    request.problem_id,
-                    request.sample_index,
-                    request.seed,
-                    text,
-                    len(ids) + ended,
-                    "stop" if ended else "length",
-                )
-            )
-        return completions
+        written: list[list[int]] = output[:, prompt_length:].tolist()
+        return written
 
 
 class _Progress(StoppingCriteria):

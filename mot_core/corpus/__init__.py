@@ -1,1 +1,1 @@
-"""From graded rationales to what branches train on: one matched corpus a teacher, or the shuffled control."""
+"""From graded rationales to what branches train on: one corpus a teacher, or the shuffled control."""

@@ -10,14 +10,23 @@ import random
 from typing import Any
 
 from mot_core.corpus.tables import read_corpus, write_corpus
+from mot_core.errors import CorpusError
 from mot_core.identity import derive_seed
 from mot_core.runner import StepContext
 
 
 def build_shuffled_corpora(context: StepContext) -> dict[str, Any]:
-    """Runner of `shuffled-corpora`: `part-<n>.parquet`, of equal size up to one."""
+    """Runner of `shuffled-corpora`: `part-<n>.parquet`, of equal size up to one, whatever the corpora's sizes are.
+
+    Raises:
+        CorpusError: fewer rationales than parts.
+    """
     names = context.spec["teachers"]
     union = [row for name in names for row in read_corpus(context.parent_dir("corpora") / f"{name}.parquet")]
+    if len(union) < len(names):
+        raise CorpusError(
+            f"the corpora hold {len(union)} rationales, too few for {len(names)} parts; draw more problems"
+        )
     random.Random(derive_seed("shuffle", context.spec["seed"])).shuffle(union)
     parts = [union[index :: len(names)] for index in range(len(names))]
     for index, rows in enumerate(parts):

@@ -1,7 +1,11 @@
-"""Corpora as parquet in `messages` form with provenance columns; `datasets.load_dataset` reads them as they are."""
+"""Corpora as parquet in `messages` form with provenance columns; `datasets.load_dataset` reads them as they are.
+
+Invariant: every corpus has the same columns and types, whatever is missing in it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +14,69 @@ import pyarrow.parquet as pq
 
 from mot_core.prompts import assistant_message, parse_completion, user_messages
 
-COLUMNS = ("problem_id", "family", "question", "teacher", "completion_key", "completion_tokens", "messages")
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()), ("family", pa.string()), ("question", pa.string()), ("teacher", pa.string()),
+        ("completion_key", pa.string()), ("completion_tokens", pa.int64()), ("messages", pa.list_(_MESSAGE)),
+        ("sample_index", pa.int64()), ("verdict", pa.string()), ("extracted", pa.string()), ("gold", pa.string()),
+        ("student_tokens", pa.int64()), ("teacher_license", pa.string()), ("problems_license", pa.string()),
+    ]
+)  # fmt: skip
+_COVERAGE_SCHEMA = pa.schema(
+    [
+        ("teacher", pa.string()), ("problem_id", pa.string()), ("family", pa.string()), ("num_samples", pa.int64()),
+        ("num_correct", pa.int64()), ("num_kept", pa.int64()), ("selected", pa.bool_()),
+    ]
+)  # fmt: skip
+
+COLUMNS: dict[str, str] = {
+    "problem_id": "the problem's id, the same in every configuration",
+    "family": "the kind of problem",
+    "question": "what was asked",
+    "teacher": "who answered",
+    "completion_key": "names the request that this answers",
+    "completion_tokens": "the answer's length in the teacher's tokens",
+    "messages": "the question, then reasoning (`reasoning_content`) and answer (`content`)",
+    "sample_index": "which of the teacher's samples of this problem",
+    "verdict": "what the grader said",
+    "extracted": "the answer that the grader found",
+    "gold": "the reference answer",
+    "student_tokens": "the completion's length in the student's tokens, where it was measured",
+    "teacher_license": "of the teacher, as stated; empty where nothing was stated",
+    "problems_license": "of the problems, likewise",
+}
+COVERAGE = "coverage"
 
 
-def corpus_row(verdict: dict[str, Any], question: str, teacher: str) -> dict[str, Any]:
-    """A training example from a graded rationale."""
-    rationale = parse_completion(verdict["text"])
+def example_messages(question: str, text: str) -> list[dict[str, str]]:
+    """What a student is trained on, from what a teacher was asked and wrote."""
+    return [*user_messages(question), assistant_message(parse_completion(text))]
+
+
+def corpus_row(graded: Mapping[str, Any], question: str, teacher: str, /, **provenance: Any) -> dict[str, Any]:
+    """A training example from a graded rationale; `provenance` are further columns."""
     return {
-        "problem_id": verdict["problem_id"],
-        "family": verdict["family"],
+        "problem_id": graded["problem_id"],
+        "family": graded["family"],
         "question": question,
         "teacher": teacher,
-        "completion_key": verdict["key"],
-        "completion_tokens": verdict["num_tokens"],
-        "messages": [*user_messages(question), assistant_message(rationale)],
+        "completion_key": graded["key"],
+        "completion_tokens": graded["num_tokens"],
+        "messages": example_messages(question, graded["text"]),
+        **provenance,
     }
 
 
 def write_corpus(path: Path, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist(rows).select(list(COLUMNS))
-    pq.write_table(table, path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path)
 
 
 def read_corpus(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
+
+
+def write_coverage(path: Path, rows: list[dict[str, Any]]) -> None:
+    """How often each teacher was right on each problem, and whether its corpus holds it."""
+    pq.write_table(pa.Table.from_pylist(rows, schema=_COVERAGE_SCHEMA), path)

@@ -10,10 +10,9 @@ from typing import Any
 
 from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.completers.base import Request
-from mot_core.completers.stage import obtain_completions
+from mot_core.completers.stage import ROWS, Ask, journal_scope, obtain_completions
 from mot_core.evaluation.metrics import problem_scores, summarize
 from mot_core.grading.stage import graded_rows
-from mot_core.grading.verdicts import grader_named
 from mot_core.runner import StepContext
 
 GRADED = "graded.jsonl"
@@ -21,7 +20,7 @@ _KEPT = ("key", "problem_id", "sample_index", "num_tokens", "verdict", "extracte
 
 
 def evaluate_student(context: StepContext) -> dict[str, Any]:
-    """Runner of `evaluation`: a graded row a completion (texts stay in their batches), metrics in the manifest."""
+    """Runner of `evaluation`: the completions, a graded row for each, and metrics in the manifest."""
     spec = context.spec
     problems = read_jsonl(context.parent_dir("problems") / "problems.jsonl")
     scope = {"benchmark": "evaluation", "sampling": spec["sampling"], "seed": spec["seed"]}
@@ -31,14 +30,19 @@ def evaluate_student(context: StepContext) -> dict[str, Any]:
         for index in range(spec["num_samples"])
     ]
     model = {"model": student_identity(context), "subdirectory": spec.get("student_subdirectory")}
-    rows, batches = obtain_completions(
-        context, requests, model=model, role="student", sampling=spec["sampling"], completer=spec["completer"],
-        batch_size=spec["batch_size"], max_failed_share=spec["max_failed_share"],
+    if spec.get("engine"):
+        model["engine"] = spec["engine"]
+    ask = Ask(
+        "student", journal_scope(model, spec["sampling"], spec["completer"]), spec["sampling"], spec["completer"],
+        spec["batch_size"], spec["max_failed_share"],
     )  # fmt: skip
-    graded = graded_rows(grader_named(spec["grader"]), {problem["problem_id"]: problem for problem in problems}, rows)
+    completions, counts = obtain_completions(context, requests, ask)
+    rows = [completion.published() for completion in completions]
+    write_jsonl(context.work_dir / ROWS, rows)
+    by_id = {problem["problem_id"]: problem for problem in problems}
+    graded = graded_rows(spec["grader"], by_id, rows, num_workers=context.settings.threads)
     write_jsonl(context.work_dir / GRADED, [{name: row[name] for name in _KEPT} for row in graded])
-    metrics = summarize(graded, problem_scores(graded, spec["k"]), spec["k"])
-    return {**metrics, "num_tokens": sum(row["num_tokens"] for row in rows), "parts": batches}
+    return {**counts, **summarize(graded, problem_scores(graded, spec["k"]), spec["k"])}
 
 
 def student_identity(context: StepContext) -> str:

@@ -1,17 +1,16 @@
-"""One completion's verdict. Completions are untrusted text: nothing here evaluates or renders them."""
+"""What a verdict is, and which graders there are. Completions are untrusted text: nothing here evaluates them.
+
+A grader says whether an extracted answer is right. It may raise: that is `grader_failed`, never a wrong answer.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mot_core.prompts import parse_completion
+from mot_core.errors import GradingError
 from mot_core.steps import load_object
-
-MAX_ANSWER_CHARACTERS = 1000
-BOXED = "\\boxed{"
 
 
 class Verdict(StrEnum):
@@ -22,22 +21,49 @@ class Verdict(StrEnum):
     GRADER_FAILED = "grader_failed"
 
 
+class UngradableGold(GradingError):
+    """A reference answer that its grader cannot read, whatever the answer is."""
+
+
+@dataclass(frozen=True)
+class GradeItem:
+    """One completion to grade: by which grader, against which reference answer."""
+
+    grader: str
+    family: str
+    gold: str
+    text: str
+    finish_reason: str = "stop"
+
+
 @dataclass(frozen=True)
 class Graded:
-    """A verdict with the answer it was reached from (None if there was none to extract)."""
+    """A verdict, the answer it was reached from (None if there was none to extract), and the grader's seconds.
+
+    `detail` says why a grader failed: a limit, a death, or the exception's name.
+    """
 
     verdict: Verdict
     extracted: str | None
+    seconds: float = 0.0
+    detail: str = ""
 
 
 Grader = Callable[[str, str, str], bool]
-"""`grader(family, gold, answer)`: is the extracted answer right? It may raise: that is `grader_failed`."""
+"""`grader(family, gold, answer)`: is the extracted answer right?"""
 
 GRADERS: dict[str, str] = {
+    "math": "mot_core.grading.equivalence:same_math",
+    "integer": "mot_core.grading.answers:same_integer",
+    "choice": "mot_core.grading.answers:same_choice",
+    "exact": "mot_core.grading.answers:same_exact",
+    "text": "mot_core.grading.answers:same_text",
     "family": "mot_core.lab.families:check_answer",
-    "integer": "mot_core.grading.verdicts:same_integer",
-    "text": "mot_core.grading.verdicts:same_text",
 }
+
+# These are ours, and bounded: regular expressions without nested repetition over at most MAX_ANSWER_CHARACTERS.
+# They can neither hang nor grow, so they need no process of their own, and a laboratory's job starts none.
+IN_PROCESS: frozenset[str] = frozenset({"integer", "choice", "exact", "text", "family"})
 
 
 def grader_named(name: str) -> Grader:
@@ -46,43 +72,25 @@ def grader_named(name: str) -> Grader:
     return grader
 
 
-def grade_rationale(grader: Grader, family: str, gold: str, text: str, finish_reason: str) -> Graded:
-    """The verdict on one completion. The last boxed answer after the reasoning decides."""
-    rationale = parse_completion(text)
-    if not rationale.closed or finish_reason == "length":
-        return Graded(Verdict.TRUNCATED, None)
-    answer = boxed_answer(rationale.answer)
-    if answer is None or finish_reason == "failed":
-        return Graded(Verdict.UNPARSEABLE, None)
+def gold_fault(grader: Grader, family: str, gold: str) -> str | None:
+    """What is wrong with a reference answer, or None: a grader has to accept the gold as an answer to itself."""
     try:
-        right = grader(family, gold, answer)
-    except Exception:
-        return Graded(Verdict.GRADER_FAILED, answer)
-    return Graded(Verdict.CORRECT if right else Verdict.INCORRECT, answer)
+        accepted = grader(family, gold, gold)
+    except UngradableGold as error:
+        return str(error)
+    except Exception as error:
+        return f"the grader raises {type(error).__name__} on the reference answer {gold[:80]!r}"
+    return None if accepted else f"the grader does not accept the reference answer {gold[:80]!r} as an answer to itself"
 
 
-def boxed_answer(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` with balanced braces; None without one, or if it is absurdly long."""
-    start = text.rfind(BOXED)
-    if start < 0:
-        return None
-    depth, begin = 1, start + len(BOXED)
-    for position in range(begin, min(len(text), begin + MAX_ANSWER_CHARACTERS)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[begin:position].strip() or None
-    return None
+def judge_answer(grader: Grader, family: str, gold: str, answer: str) -> tuple[Verdict, str]:
+    """`(verdict, detail)` on an extracted answer, in this process; for graders that are safe there."""
+    try:
+        return (Verdict.CORRECT if grader(family, gold, answer) else Verdict.INCORRECT), ""
+    except Exception as error:
+        return Verdict.GRADER_FAILED, describe_failure(error)
 
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-
-
-def same_integer(family: str, gold: str, answer: str) -> bool:
-    """Both are the same integer, leading zeros apart (AIME writes 042)."""
-    match = _INTEGER.fullmatch(answer.strip().replace(",", ""))
-    return match is not None and int(match.group()) == int(gold)
-
-
-def same_text(family: str, gold: str, answer: str) -> bool:
-    """Both are the same text, case and white space apart."""
-    return " ".join(answer.split()).casefold() == " ".join(gold.split()).casefold()
+def describe_failure(error: BaseException) -> str:
+    """A failure's detail: the exception's name; for a bad gold also what is wrong with it."""
+    return f"UngradableGold: {error}" if isinstance(error, UngradableGold) else type(error).__name__

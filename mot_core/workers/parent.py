@@ -173,14 +173,17 @@ def run_job(command: dict[str, Any], events: int) -> None:
     def emit(event: dict[str, Any]) -> None:
         os.write(events, json.dumps({**event, "time": time.time()}).encode() + b"\n")
 
-    for document in command["steps"]:
-        step = RemoteStep.from_json(document)
-        emit({"event": "started", "identity": step.identity})
-        log.info("%s: starting (%s)", step.label, step.identity)
-        published, parts = run_step(step, store, settings, emit, models)
-        how = "published already" if published.reused else f"published after {published.seconds:.1f} s"
-        log.info("%s: %s %s", step.label, how, {k: v for k, v in published.counts.items() if k != "parts"})
-        emit({"event": "published", "record": published.to_json(), "parts": [part.to_json() for part in parts]})
+    try:
+        for document in command["steps"]:
+            step = RemoteStep.from_json(document)
+            emit({"event": "started", "identity": step.identity})
+            log.info("%s: starting (%s)", step.label, step.identity)
+            published = run_step(step, store, settings, emit, models)
+            how = "published already" if published.reused else f"published after {published.seconds:.1f} s"
+            log.info("%s: %s %s", step.label, how, published.counts)
+            emit({"event": "published", "record": published.to_json()})
+    finally:
+        models.close()  # work() leaves by os._exit, which would orphan an engine in a process of its own
 
 
 def device_of_slot(slot: int) -> str:

@@ -37,7 +37,6 @@ class Job:
     listener: Listener
     done: threading.Event = field(default_factory=threading.Event)
     records: list[Published] = field(default_factory=list)
-    parts: list[Published] = field(default_factory=list)
     error: MotError | None = None
     current: int = 0
     slot: int = 0
@@ -173,7 +172,6 @@ class WorkerPool:
             self._note_computing(job_id, bool(message["on"]), message["time"])
         elif event == "published":
             job.records.append(Published.from_json(message["record"]))
-            job.parts.extend(Published.from_json(part) for part in message["parts"])
             job.current += 1
         elif event == "error":
             kind = getattr(errors, message["error"]["type"] or "WorkerError")

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chi2
 
 from mot_core.completers.noise import RequestNoise, gumbel_noise, within_nucleus
+from mot_core.spec import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
@@ -46,7 +47,7 @@ def test_gumbel_moments() -> None:
 def test_argmax_frequencies_are_the_softmax(temperature: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5])
     draws = 20_000
-    noise = RequestNoise(list(range(draws)), prompt_length=3, temperature=temperature, top_p=1.0)
+    noise = RequestNoise(list(range(draws)), 3, Sampling(temperature=temperature))
     scores = noise(torch.zeros(draws, 3, dtype=torch.int64), logits.expand(draws, -1))
     observed = torch.bincount(scores.argmax(-1), minlength=5).double()
     expected = (logits.double() / temperature).softmax(-1) * draws
@@ -56,7 +57,7 @@ def test_argmax_frequencies_are_the_softmax(temperature: float) -> None:
 
 def test_successive_positions_of_one_request_are_independent_draws() -> None:
     logits = torch.zeros(1, 4)
-    noise = RequestNoise([123], prompt_length=0, temperature=1.0, top_p=1.0)
+    noise = RequestNoise([123], 0, Sampling(temperature=1.0))
     drawn = [int(noise(torch.zeros(1, p, dtype=torch.int64), logits).argmax()) for p in range(4000)]
     pairs = torch.zeros(4, 4)
     for first, second in itertools.pairwise(drawn):
@@ -80,5 +81,21 @@ def test_the_most_likely_token_always_stays() -> None:
 
 def test_temperature_zero_is_greedy() -> None:
     scores = torch.tensor([[0.1, 0.3, 0.2]])
-    noise = RequestNoise([1], 0, 0.0, 0.5)
+    noise = RequestNoise([1], 0, Sampling(temperature=0.0, top_p=0.5))
     assert torch.equal(noise(torch.zeros(1, 1, dtype=torch.int64), scores), scores)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        ({"top_k": 1}, {1}), ({"top_k": 2}, {1, 3}), ({"top_k": 9}, {0, 1, 2, 3}),
+        ({"min_p": 0.6}, {1}), ({"min_p": 0.4}, {1, 3}), ({"min_p": 0.2}, {0, 1, 2, 3}),
+        ({"min_p": 0.25, "top_k": 3, "top_p": 0.8}, {1, 3}),
+    ],
+)  # fmt: skip
+def test_only_admitted_tokens_are_drawn(sampling: dict[str, float], kept: set[int]) -> None:
+    # At temperature 1, so that the probabilities are these: 0.1, 0.5, 0.15, 0.25.
+    logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+    noise = RequestNoise(list(range(2000)), 0, Sampling(temperature=1.0, **sampling))
+    drawn = noise(torch.zeros(2000, 1, dtype=torch.int64), logits.expand(2000, -1)).argmax(-1)
+    assert set(drawn.tolist()) == kept

@@ -1,4 +1,4 @@
-"""Corpora: the matched intersection and its ledger by hand, the control as a partition, parquet that loads."""
+"""The stages: matched corpora and their ledger by hand, the control as a partition, what a step's spec asks for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mot_core.artifacts import Store, write_jsonl
-from mot_core.corpus.tables import COLUMNS, read_corpus
+from mot_core.corpus.tables import read_corpus, write_corpus
 from mot_core.errors import CorpusError
 from mot_core.steps import Step
 from tests.contexts import publish, run
@@ -59,7 +59,12 @@ def parents(store: Store, right: dict[str, set[str]]) -> tuple[tuple[str, Step],
 
 
 def spec(**changes: Any) -> dict[str, Any]:
-    return {"num_rationales": 10, "selection_seed": 0, "choice": "first", **changes}
+    """As `mot_core.dag` writes it."""
+    return {
+        "mode": "matched", "match_over": ["ann", "bob"], "num_rationales": 10, "rationales_per_problem": 1,
+        "selection_seed": 0, "choice": "first", "filter_correct": True,
+        "licenses": {"teachers": {"ann": "mit", "bob": None}, "problems": "apache-2.0"}, **changes,
+    }  # fmt: skip
 
 
 def test_the_matched_intersection_and_its_ledger(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -75,6 +80,18 @@ def test_the_matched_intersection_and_its_ledger(store: Store, caplog: pytest.Lo
             {"filter": "limit of 10", "num_dropped": 0, "num_left": 3},
         ],
         "selected": ["p1", "p2", "p4"],
+        "selected_by_teacher": {"ann": ["p1", "p2", "p4"], "bob": ["p1", "p2", "p4"]},
+        "num_drawn": {"ann": 18, "bob": 18},
+        "num_by_teacher": {"ann": 3, "bob": 3},
+        "rejections": [
+            {"teacher": "ann", "filter": "correct", "num_rejected": 8},
+            {"teacher": "bob", "filter": "correct", "num_rejected": 10},
+            {"teacher": "ann", "filter": "matched", "num_rejected": 4},
+            {"teacher": "bob", "filter": "matched", "num_rejected": 2},
+            {"teacher": "", "filter": "matched", "num_rejected": 3},
+            {"teacher": "ann", "filter": "choice", "num_rejected": 3},
+            {"teacher": "bob", "filter": "choice", "num_rejected": 3},
+        ],
     }
     for teacher in RIGHT:
         rows = read_corpus(made.path / f"{teacher}.parquet")
@@ -87,8 +104,16 @@ def test_the_matched_intersection_and_its_ledger(store: Store, caplog: pytest.Lo
                 {"role": "user", "content": "what is p1", "reasoning_content": None},
                 {"role": "assistant", "content": "\\boxed{p1}", "reasoning_content": f"{teacher} 1"},
             ],
+            "sample_index": 1, "verdict": "correct", "extracted": "p1", "gold": "p1", "student_tokens": None,
+            "teacher_license": "mit" if teacher == "ann" else None, "problems_license": "apache-2.0",
         }  # fmt: skip
-    assert made.counts == {"num_rationales": 3, "tokens": {"ann": 57, "bob": 57}}
+    assert made.counts == {
+        "num_rationales": 3, "num_by_teacher": {"ann": 3, "bob": 3}, "num_problems": 3, "num_problems_wanted": 10,
+        "tokens": {"ann": 57, "bob": 57},
+    }  # fmt: skip
+    assert {path.name for path in made.path.iterdir()} == {
+        "ann.parquet", "bob.parquet", "coverage.parquet", "ledger.json", "rejections.jsonl", "README.md", "manifest.json",
+    }  # fmt: skip
 
 
 def test_the_shortest_correct_rationale(store: Store) -> None:
@@ -152,13 +177,51 @@ def test_the_shuffled_control_is_a_partition_of_the_union(store: Store) -> None:
     assert any({key.split("-")[0] for key in part} == {"ann", "bob"} for part in layouts[0])
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_datasets_reads_a_corpus_as_it_is(store: Store, tmp_path: Path) -> None:
-    from datasets import load_dataset
+def test_the_control_takes_corpora_of_different_sizes(store: Store) -> None:
+    settings = spec(mode="per_teacher")
+    corpora = Step("corpora", settings, parents(store, RIGHT))
+    assert run(store, "corpora", settings, corpora.parents).counts["num_rationales"] == {"ann": 5, "bob": 4}
+    made = run(store, "shuffled-corpora", {"teachers": ["ann", "bob"], "seed": 1}, (("corpora", corpora),))
+    assert made.counts == {"num_rationales": [5, 4]}
 
-    made = run(store, "corpora", spec(), parents(store, RIGHT))
-    data = load_dataset(
-        "parquet", data_files=str(made.path / "ann.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+
+def test_too_few_rationales_for_the_control(store: Store) -> None:
+    corpora = publish(
+        store, Step("corpora", {}), lambda to: [write_corpus(to / f"{name}.parquet", []) for name in RIGHT]
     )
-    assert tuple(data.column_names) == COLUMNS and len(data) == 3
-    assert data[0]["messages"][1]["content"] == "\\boxed{p1}"
+    with pytest.raises(CorpusError, match="the corpora hold 0 rationales, too few for 2 parts"):
+        run(store, "shuffled-corpora", {"teachers": list(RIGHT), "seed": 1}, (("corpora", corpora),))
+
+
+def test_the_students_own_answers_set_the_difficulty(store: Store) -> None:
+    # Of three samples the first is always wrong: the student solves p1 and p4 in two of three.
+    attempts = parents(store, {"student": {"p1", "p4"}})[1][1]
+    made = run(
+        store, "corpora", spec(difficulty=[0.1, 0.9]), (*parents(store, RIGHT), ("difficulty", attempts))
+    )  # fmt: skip
+    assert [row["problem_id"] for row in read_corpus(made.path / "ann.parquet")] == ["p1", "p4"]
+
+
+def test_a_teacher_may_not_take_the_name_of_another_file(store: Store) -> None:
+    right = {"coverage": {"p1"}}
+    with pytest.raises(CorpusError, match="a teacher is named 'coverage'"):
+        run(store, "corpora", spec(match_over=["coverage"]), parents(store, right))
+
+
+def test_branches_train_on_corpora_of_different_sizes(store: Store, pico_models: Path) -> None:
+    settings = spec(mode="per_teacher")
+    corpora = Step("corpora", settings, parents(store, RIGHT))
+    run(store, "corpora", settings, corpora.parents)
+    training = {
+        "learning_rate": 1e-3, "batch_size": 3, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0,
+        "beta1": 0.9, "beta2": 0.95, "max_grad_norm": 1.0, "max_example_tokens": 192,
+    }  # fmt: skip
+    locators = {"student": str(pico_models / "student"), "student_revision": None}
+    sizes = []
+    for names in (["ann"], ["bob"], ["ann", "bob"]):
+        branch = {
+            "student": "s", "corpora": names, "training": training, "order_seed": 5, "first_step": 0, "num_steps": 2,
+            "total_steps": 2, "snapshot_steps": [],
+        }  # fmt: skip
+        sizes.append(run(store, "branch", branch, (("corpora", corpora),), locators).counts["num_examples"])
+    assert sizes == [5, 4, 9]

@@ -81,7 +81,7 @@ def test_reruns_compute_only_what_changed(driver: Driver, pico_models: Path) -> 
     document["evaluation"]["benchmarks"][0]["k"] = 1
     asked_less = driver.run(document)
     fresh = set(driver.started()) - set(before)
-    assert driver.kinds(fresh) == {"evaluation", "completion-batch"}
+    assert driver.kinds(fresh) == {"evaluation"}
     assert asked_less["step_counts"]["run"] == len(fresh)
 
     # Another method in another experiment: it shares the teachers' work.
@@ -89,7 +89,7 @@ def test_reruns_compute_only_what_changed(driver: Driver, pico_models: Path) -> 
     driver.run(small(pico_models, name="other", methods=[{"name": "std"}]))
     now = driver.started()
     assert {identity: now[identity] for identity in before} == before
-    assert driver.kinds(set(now) - set(before)) == {"branch", "evaluation", "completion-batch"}
+    assert driver.kinds(set(now) - set(before)) == {"branch", "evaluation"}
 
     # A damaged student is found, redone to the same bytes, and nothing else is.
     merged = next(manifest for manifest in driver.store.manifests() if manifest.kind == "merge")
@@ -109,13 +109,13 @@ def test_failures_say_what_where_and_leave_what_was_published(driver: Driver, pi
     wrong["teachers"][1]["completer"] = "tests.pico:AlwaysWrong"
     done = driver.command(wrong)
     assert done.returncode != 0
-    assert "CorpusError: match corpora: the matched corpora are empty" in done.stderr
-    assert "bob has a correct rationale: −" in done.stderr
-    assert driver.kinds(set(driver.started())) == {"problems", "completions", "completion-batch", "verdicts"}
+    assert "CorpusError: build corpora: the matched corpora are empty" in done.stderr
+    assert "bob has a correct and usable rationale: −" in done.stderr
+    assert driver.kinds(set(driver.started())) == {"problems", "overlap", "completions", "verdicts"}
 
     failing = small(pico_models)
     failing["teachers"][1]["completer"] = "tests.pico:Failing"
     done = driver.command(failing)
     assert done.returncode != 0
-    assert "CompletionError: generate bob: 12 of 12 requests failed, more than the allowed share 0.05" in done.stderr
+    assert "CompletionError: generate bob: 8 of 8 requests failed so far, more than the spec allows" in done.stderr
     assert "the first reason: 'connection refused'" in done.stderr

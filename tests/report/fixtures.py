@@ -65,6 +65,19 @@ def build_results(shape: Shape | None = None) -> Results:
             ("r1 has a correct rationale", 26, 374),
             ("limit of 200", 174, 200),
         ],
+        "rejections": [
+            *(
+                (teacher, name, 10 + n)
+                for n, name in enumerate(("complete", "correct", "choice"))
+                for teacher in shape.teachers
+            ),
+            ("", "matched", 26),
+            ("", "limit", 174),
+        ],
+        "teachers": [
+            (teacher, 240, 0 if n else 240, 0, 0, 9000, 20_000 + n, None, 180, 40, 10, 10, 0, None)
+            for n, teacher in enumerate(shape.teachers)
+        ],
         "cost": _cost(shape, rng),
         "training": _training(shape, rng),
         "merge_drift": _both_budgets(shape, _merge_drift(shape, rng)),

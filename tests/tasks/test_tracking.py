@@ -22,12 +22,12 @@ import pytest
 from flows.index import index_of
 from flows.run import finish, outline_of
 from mot_core.artifacts import Store, read_jsonl
+from mot_core.prepare import world_of
 from mot_core.runner import ModelCache, RunSettings, run_step
 from mot_core.runs import new_run_dir, read_index, write_index
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import RemoteStep
 from mot_core.workers.pool import WorkerPool
-from mot_core.world import resolve
 from tasks import tracking
 from tasks.invocation import Invocation
 from tasks.tracking import TrackingOutcome, track_pending, track_run, tracking_uri
@@ -50,7 +50,7 @@ def untracked(tmp_path_factory: pytest.TempPathFactory, pico_models: Path) -> Pa
     """The store of one real pico run that met no tracker: every step, in this process, without an orchestrator."""
     root = tmp_path_factory.mktemp("tracking") / "store"
     spec = pico_experiment(pico_models)
-    world = resolve(spec)
+    world = world_of(spec)
     store = Store(root).open()
     outline, steps = outline_of(spec, world)
     run_dir = new_run_dir(store, spec.name, spec.identity)
@@ -61,7 +61,7 @@ def untracked(tmp_path_factory: pytest.TempPathFactory, pico_models: Path) -> Pa
         models = ModelCache()
         for step in steps:
             run_step(RemoteStep.from_json(step.to_json()), store, RunSettings(), lambda event: None, models)
-        invocation.look_up(steps)
+        invocation.look_up(steps, [])
         for step in steps:
             invocation.obtain([step.identity], lambda step, event: None)
         write_index(run_dir, index_of(spec, world, outline, steps, invocation))

@@ -133,7 +133,7 @@ def _selected_strip(axes: Axes, measures: Measures, table: pd.DataFrame) -> None
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    axes.set_xlabel(f"{int(strip.sum()):,} problems selected for the matched corpora (dark)", fontsize=8.0)
+    axes.set_xlabel(f"{int(strip.sum()):,} problems in a corpus (dark)", fontsize=8.0)
 
 
 def _families_panel(axes: Axes, counts: pd.DataFrame) -> None:

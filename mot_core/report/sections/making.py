@@ -46,8 +46,10 @@ def coverage_section(measures: Measures) -> Section:
         blocks.append(missing("no corpus was selected (table 'corpus_ledger')"))
     else:
         rows = [[str(row.filter), row.num_dropped, row.num_left] for row in ledger.itertuples(index=False)]
-        caption = "What was dropped on the way to the matched corpora, filter by filter, in order."
+        caption = "Problems that were dropped on the way to the corpora, filter by filter, in order."
         blocks.append(simple_table(caption, ["filter", "dropped", "left"], rows, "ledger-table"))
+    if not measures.results.rejections.empty:
+        blocks.append(_rejections_table(measures))
     return Section("coverage", "Teachers × problems", "Coverage", blocks)
 
 
@@ -162,6 +164,22 @@ def _distinct_merges(measures: Measures) -> list[tuple[str, list[str]]]:
         else:
             found.append((budget, [], frames))
     return [(budget, others) for budget, others, _ in found]
+
+
+def _rejections_table(measures: Measures) -> Any:
+    """Rationales that are in no corpus, teachers by filters; problems, which belong to no teacher, in the last row."""
+    counts = measures.results.rejections.pivot_table(
+        index="teacher", columns="filter", values="num_rejected", aggfunc="sum", fill_value=0, sort=False
+    )
+    teachers = [teacher for teacher in counts.index if teacher != ""]
+    order = [teacher for teacher in measures.palette.teachers if teacher in teachers]
+    order += [teacher for teacher in teachers if teacher not in order]
+    rows = [[str(teacher), *counts.loc[teacher]] for teacher in order]
+    if "" in counts.index:
+        rows.append(["(problems)", *counts.loc[""]])
+    titles = [str(name).replace("_", " ") for name in counts.columns]
+    caption = "Rationales in no corpus, by the filter at which each fell; in the last row, problems."
+    return simple_table(caption, ["teacher", *titles], rows, "rejections-table")
 
 
 def _teacher_totals(table: pd.DataFrame) -> Any:

@@ -1,0 +1,123 @@
+"""A final student as a directory of its own, to load or to publish: weights, tokenizer, card.
+
+Invariant: the weights' hashes are checked on the way; the card follows from the run's index and manifests alone, and
+names the licences that the spec did not state. A step's own files carry no card: they are named by what made the
+weights, and a licence's wording makes none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mot_core.artifacts import MANIFEST, Manifest, Store, explain_disk_errors
+from mot_core.corpus.card import CARD, student_card
+from mot_core.corpus.licenses import Origin
+from mot_core.errors import StoreError
+from mot_core.runs import read_index
+from mot_core.spec import nearest
+
+_LOADED = (".safetensors", ".json", ".jinja", ".txt", ".model")
+_OUR_OWN = (MANIFEST, "diagnostics.json")
+
+
+def export_student(
+    store: Store, run_dir: Path, method: str, out_dir: Path, *, seed: int | None = None, budget: str | None = None
+) -> Path:
+    """Copy one method's final student into a new or empty directory, with a card.
+
+    `seed` and `budget`, where absent, are the run's first.
+
+    Raises:
+        StoreError: no such student; one that is not published or is damaged; a directory that holds something.
+    """
+    index = read_index(run_dir)
+    student = _find(index, method, seed, budget)
+    place = student["student"]
+    if place["locator"] is not None:
+        raise StoreError(
+            f"{method} is the untrained student, {index['spec']['student']['model']}: load it by that name"
+        )
+    _verify(store, place["identity"])
+    source = store.object_dir(place["identity"]) / (place["subdirectory"] or "")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise StoreError(f"{out_dir} is not empty; give a new directory")
+    with explain_disk_errors(str(out_dir)):
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
+        unfinished.mkdir()
+        try:
+            for path in sorted(source.iterdir()):
+                if path.is_file() and path.suffix in _LOADED and path.name not in _OUR_OWN:
+                    shutil.copyfile(path, unfinished / path.name)
+            (unfinished / CARD).write_text(card_of(store, index, student))
+            if out_dir.exists():
+                out_dir.rmdir()
+            unfinished.replace(out_dir)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return out_dir
+
+
+def card_of(store: Store, index: dict[str, Any], student: dict[str, Any]) -> str:
+    """The card of a final student: what it was made from, how, under which licences."""
+    spec = index["spec"]
+    merges = [_manifest(store, merge["identity"]) for merge in student["merges"]]
+    weights: dict[str, float] = {}
+    if merges:
+        branches = [role.removeprefix("branch/") for role, _ in merges[-1].parents if role.startswith("branch/")]
+        weights = dict(zip(branches, merges[-1].spec["weights"], strict=True))
+    used = [teacher for teacher in spec["teachers"] if student["teacher"] in (None, teacher["name"])]
+    origins = [Origin("student", spec["student"]["name"], spec["student"]["license"])]
+    origins += [Origin("teacher", teacher["name"], teacher["license"]) for teacher in used]
+    origins.append(Origin("problems", _source_name(spec["problems"]), spec["problems"]["license"]))
+    hub = [spec["problems"]["hub"], *(t["rationales"]["hub"] for t in used if t["rationales"] is not None)]
+    return student_card(
+        name=f"{spec['name']}: {student['method']}, seed {student['seed']}", base_model=_public_name(spec["student"]),
+        rule=spec["merge"]["rule"], weights=weights, origins=origins,
+        datasets=list(dict.fromkeys(one for one in hub if one)),
+    )  # fmt: skip
+
+
+def _find(index: dict[str, Any], method: str, seed: int | None, budget: str | None) -> dict[str, Any]:
+    final = [student for student in index["students"] if student["is_final"]]
+    wanted_seed = index["spec"]["training_seeds"][0] if seed is None else seed
+    wanted_budget = index["spec"]["budgets"][0] if budget is None else budget
+    place = (method, wanted_seed, wanted_budget)
+    for student in final:
+        if (student["method"], student["seed"], student["budget"]) == place:
+            return dict(student)
+    methods = list(dict.fromkeys(student["method"] for student in final))
+    seeds = sorted({student["seed"] for student in final})
+    raise StoreError(
+        f"run {index['run_id']} has no final student of method {method!r}, seed {wanted_seed}, budget {wanted_budget}; "
+        f"{nearest(method, methods)}methods: {', '.join(methods)}; seeds: {seeds}; budgets: {index['spec']['budgets']}"
+    )
+
+
+def _verify(store: Store, identity: str) -> None:
+    damaged = store.damaged_files(_manifest(store, identity))
+    if damaged:
+        raise StoreError(f"step {identity} is damaged: {'; '.join(damaged)}; run the experiment again, it is redone")
+
+
+def _manifest(store: Store, identity: str) -> Manifest:
+    manifest = store.manifest(identity)
+    if manifest is None:
+        raise StoreError(f"step {identity} is not published in {store.root}; run the experiment again")
+    return manifest
+
+
+def _public_name(model: dict[str, Any]) -> str:
+    """A hub id or `lab:` name as it is; of a directory the student's name, since a path says nothing elsewhere."""
+    reference: str = model["model"]
+    is_path = reference.startswith(("/", ".", "~")) or Path(reference).expanduser().exists()
+    return str(model["name"]) if is_path else reference
+
+
+def _source_name(problems: dict[str, Any]) -> str:
+    if problems["families"]:
+        return "laboratory families " + ", ".join(problems["families"])
+    return str(problems["hub"] or problems["import_path"] or Path(problems["file"]).name)

@@ -1,0 +1,75 @@
+"""Awkward and hostile answers with the verdict each must have, through the pool with its limits; and Math-Verify beside it.
+
+`cases.jsonl` has a row a case: id, answer_type, gold, completion, verdict, why. A long text is a list of `[piece, times]`.
+`hostile` cases are not shown to stock Math-Verify, which hangs on some. `stock` marks where its verdict is another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mot_core.grading.pool import GradingPool
+from mot_core.grading.verdicts import GradeItem, Verdict
+from tests.processes import descendants
+
+pytestmark = pytest.mark.timeout(300)
+CASES = Path(__file__).with_name("cases.jsonl")
+# The intrusions among the cases would make this file.
+PWNED = Path("/tmp/mot-pwned")
+
+
+def spelled_out(text: Any) -> str:
+    return text if isinstance(text, str) else "".join(piece * times for piece, times in text)
+
+
+def cases() -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in CASES.read_text().splitlines()]
+    return [{**row, "gold": spelled_out(row["gold"]), "completion": spelled_out(row["completion"])} for row in rows]
+
+
+def item_of(case: dict[str, Any]) -> GradeItem:
+    return GradeItem(case["answer_type"], "", case["gold"], case["completion"], case.get("finish_reason", "stop"))
+
+
+@pytest.mark.slow
+def test_every_case_has_its_verdict() -> None:
+    rows = cases()
+    assert len(rows) >= 300 and len({row["id"] for row in rows}) == len(rows)
+    assert {row["verdict"] for row in rows} == {verdict.value for verdict in Verdict}
+    # Twice the usual time: a busy machine must not turn a slow answer into a failed one.
+    with GradingPool(num_workers=2, seconds=10.0) as pool:
+        graded = pool.grade([item_of(row) for row in rows])
+        assert pool._process is not None
+        assert len(descendants(pool._process.pid)) == 2  # killed workers were replaced, none was lost
+    wrong = [
+        (row["id"], row["gold"][:60], row["completion"][-60:], row["verdict"], one.verdict.value, one.detail)
+        for row, one in zip(rows, graded, strict=True)
+        if one.verdict != row["verdict"] or not one.detail.startswith(row.get("detail", ""))
+    ]
+    assert wrong == []
+    assert all(one.seconds < 12.0 for one in graded)
+    assert all((one.detail != "") == (one.verdict is Verdict.GRADER_FAILED) for one in graded)
+    assert not PWNED.exists()
+
+
+@pytest.mark.slow
+def test_agreement_with_stock_math_verify_is_as_marked() -> None:
+    """Stock: `verify(parse(gold in a box), parse(completion))`, all settings at their defaults."""
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    compared = [row for row in cases() if row["answer_type"] == "math" and not row.get("hostile")]
+    differing = {}
+    for row in compared:
+        right = verify(parse(f"\\boxed{{{row['gold']}}}"), parse(row["completion"]))
+        if right != (row["verdict"] == Verdict.CORRECT):
+            differing[row["id"]] = "correct" if right else "incorrect"
+    assert differing == {row["id"]: row["stock"] for row in compared if "stock" in row}
+    agreement = 1 - len(differing) / len(compared)
+    print(f"agreement with stock Math-Verify: {agreement:.3f} of {len(compared)} cases")
+    assert (len(compared), round(agreement, 3)) == (420, 0.776)

@@ -1,0 +1,1 @@
+"""vLLM for real: skipped without MOT_VLLM_PYTHON."""
