@@ -19,12 +19,13 @@ from typing import Any
 from flows.experiment import Outline, experiment
 from flows.index import final_students, index_of
 from mot_core.artifacts import Published, Store, explain_disk_errors, write_atomically
+from mot_core.errors import SpecError
 from mot_core.prepare import prepare
 from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
-from mot_core.workers.pool import WorkerPool, union_seconds
+from mot_core.workers.pool import WorkerPool, num_gpus, union_seconds
 from mot_core.world import World, resolve
 from tasks.invocation import Invocation, Watcher, forget, register
 
@@ -59,6 +60,7 @@ def run(
     """
     options = options or RunOptions()
     clock = time.monotonic()
+    check_devices(spec, options.workers or num_gpus())
     world = resolve(spec)
     store = Store(options.store).open()
     world, drawn = prepare(spec, world, store, publish=True)
@@ -128,6 +130,18 @@ def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: 
     write_report(replace(results, summary=summary), run_dir)
     track_run(invocation.store, run_dir)
     write_summary()  # again, so that the wall time includes report and tracking
+
+
+def check_devices(spec: Experiment, num_workers: int) -> None:
+    """Raise `SpecError` if an engine wants several devices while several workers want one each."""
+    asked = {f"teachers.{teacher.name}": teacher.engine for teacher in spec.teachers}
+    asked["evaluation"] = spec.evaluation.engine
+    for where, engine in asked.items():
+        if engine is not None and engine.num_devices > 1 and num_workers > 1 and num_gpus() > 0:
+            raise SpecError(
+                f"{where}.engine takes {engine.num_devices} devices, the first ones, while {num_workers} workers take one "
+                "each: they would share them; give --workers 1, or engines of one device"
+            )
 
 
 def quiet_prefect() -> None:

@@ -53,10 +53,16 @@ class Model(Spec):
     license: str | None = Field(None, description="an SPDX id or a name; travels to the corpus's and student's cards")
 
 
+RESERVED_ENGINE_ARGS = frozenset({
+    "model", "revision", "tokenizer", "skip_tokenizer_init", "trust_remote_code", "load_format", "dtype", "quantization",
+    "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization",
+})  # fmt: skip
+
+
 class Engine(Spec):
     """How vLLM loads a model. Sizes of parallelism and memory are how, not what: they stay out of identity."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as stored")
     quantization: str | None = Field(None, description="vLLM's name of a method, e.g. fp8 or awq")
     max_model_len: int | None = Field(None, ge=2, description="prompt and completion, tokens; absent: the model's own")
     tensor_parallel_size: int = Field(1, ge=1)
@@ -64,6 +70,20 @@ class Engine(Spec):
     data_parallel_size: int = Field(1, ge=1, description="engines side by side, each with its own devices")
     gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0, description="share of a device that an engine may take")
     engine_args: dict[str, Scalar] = Field({}, description="passed to vllm.LLM as they are")
+
+    @model_validator(mode="after")
+    def _arguments_of_its_own(self) -> Engine:
+        refused = sorted(RESERVED_ENGINE_ARGS & self.engine_args.keys())
+        if refused:
+            raise ValueError(
+                f"engine_args holds {', '.join(refused)}: a field of engine has it, or it is fixed (weights as "
+                "safetensors only, no remote code, token ids in and out); take it out of engine_args"
+            )
+        return self
+
+    @property
+    def num_devices(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
     def record(self) -> dict[str, Any]:
         """The fields that may change a completion, and so enter identity."""

@@ -32,4 +32,8 @@ def run(
     """The step computed in this process."""
     step = Step(kind, spec, parents, label=kind, locators=locators or {})
     emit = (events if events is not None else []).append
-    return run_step(RemoteStep.from_json(step.to_json()), store, settings, emit, ModelCache())
+    models = ModelCache()
+    try:
+        return run_step(RemoteStep.from_json(step.to_json()), store, settings, emit, models)
+    finally:
+        models.close()

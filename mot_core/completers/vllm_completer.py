@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mot_core.completers.base import Accept, Completion, Request, Source
 from mot_core.completers.vllm_launch import launches, require_free_memory
 from mot_core.completers.vllm_process import Answer, Ask, Engines
-from mot_core.errors import SpecError, WorkerError
+from mot_core.errors import WorkerError
 from mot_core.identity import canonical_json
 from mot_core.models import load_tokenizer, local_copy
 from mot_core.prompts import render_prompt
+from mot_core.reasoning import with_opening_mark
 from mot_core.spec import Engine
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 GROUP_ROWS, GROUP_SECONDS = 256, 0.5
 """Rows are accepted in groups of this size or age: a durable write a row would cost more than the row."""
 PROGRESS_SECONDS = 0.5
-RESERVED = frozenset({
-    "model", "revision", "tokenizer", "skip_tokenizer_init", "trust_remote_code", "load_format", "dtype", "quantization",
-    "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization",
-})  # fmt: skip
 log = logging.getLogger("mot.vllm")
 
 
@@ -70,12 +67,6 @@ class VllmCompleter:
         self.source = source
         self.engine = Engine(**source.settings)
         self._facts: dict[str, Any] = {"engine": "vllm"}
-        refused = RESERVED & self.engine.engine_args.keys()
-        if refused:
-            raise SpecError(
-                f"engine.engine_args holds {', '.join(sorted(refused))}: a field of engine has it, or it is fixed "
-                "(weights as safetensors only, no remote code, token ids in and out); take it out of engine_args"
-            )
 
     def facts(self) -> dict[str, Any]:
         return dict(self._facts)
@@ -211,5 +202,5 @@ def _completion(tokenizer: PreTrainedTokenizerBase, asked: Asked, answer: Answer
         return Completion.failed(asked.request, answer.reason, **facts)
     ended = tokenizer.eos_token_id in answer.tokens
     tokens = answer.tokens[: answer.tokens.index(tokenizer.eos_token_id)] if ended else answer.tokens
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    text = with_opening_mark(asked.prompt, str(tokenizer.decode(tokens, skip_special_tokens=True)))
     return Completion.of(asked.request, text, len(tokens) + ended, answer.finish_reason, **facts)

@@ -19,7 +19,7 @@ from mot_core.completers.base import Completion, Request, completer_class
 from mot_core.completers.vllm_completer import VllmCompleter
 from mot_core.completers.vllm_launch import engine_arguments, engine_devices, stored_precision
 from mot_core.completers.vllm_process import engine_environment
-from mot_core.errors import CompletionError, ModelError, SpecError, WorkerError
+from mot_core.errors import CompletionError, ModelError, WorkerError
 from mot_core.models import load_tokenizer
 from mot_core.runner import ModelCache
 from mot_core.spec import Engine
@@ -183,10 +183,9 @@ def test_a_model_or_an_interpreter_that_cannot_serve(
         ask(completer, requests(1))
 
 
-def test_settings_that_are_not_a_users_to_pass(tmp_path: Path, cache: ModelCache) -> None:
-    engine = {"engine_args": {"trust_remote_code": True, "load_format": "pt", "max_num_seqs": 8}}
-    with pytest.raises(SpecError, match="engine.engine_args holds load_format, trust_remote_code: "):
-        VllmCompleter(source(tmp_path, cache, tmp_path, engine=engine))
+def test_settings_that_are_not_a_users_to_pass() -> None:
+    with pytest.raises(ValueError, match="engine_args holds load_format, trust_remote_code: "):
+        Engine(engine_args={"trust_remote_code": True, "load_format": "pt", "max_num_seqs": 8})
 
 
 def test_an_error_of_whoever_accepts_passes_and_ends_the_engine(

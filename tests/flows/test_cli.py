@@ -168,3 +168,19 @@ def test_doctor_names_versions_devices_and_room() -> None:
     assert done.returncode == 0
     for what in ("python", "torch", "GPUs", "free disk", "Prefect server"):
         assert what in done.stdout
+
+
+def test_engines_of_several_devices_want_one_worker(pico_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import run as runs
+    from mot_core.errors import SpecError
+    from tests.pico import pico_document, pico_experiment
+
+    teachers = pico_document(pico_models)["teachers"]
+    big = {**teachers[0], "completer": "vllm", "engine": {"tensor_parallel_size": 2}}
+    spec = pico_experiment(pico_models, teachers=[big, teachers[1]])
+    monkeypatch.setattr(runs, "num_gpus", lambda: 4)
+    with pytest.raises(SpecError, match=r"teachers\.ann\.engine takes 2 devices, the first ones, while 4 workers"):
+        runs.check_devices(spec, 4)
+    runs.check_devices(spec, 1)
+    monkeypatch.setattr(runs, "num_gpus", lambda: 0)
+    runs.check_devices(spec, 4)

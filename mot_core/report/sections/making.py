@@ -41,6 +41,8 @@ def coverage_section(measures: Measures) -> Section:
         )
         blocks.append(FigureBlock(rendered("teacher_coverage", figure), "Matrix of teachers by problems.", caption))
         blocks.append(_teacher_totals(table))
+    if not measures.results.teachers.empty:
+        blocks.append(_teachers_table(measures))
     ledger = measures.results.corpus_ledger
     if ledger.empty:
         blocks.append(missing("no corpus was selected (table 'corpus_ledger')"))
@@ -51,6 +53,25 @@ def coverage_section(measures: Measures) -> Section:
     if not measures.results.rejections.empty:
         blocks.append(_rejections_table(measures))
     return Section("coverage", "Teachers × problems", "Coverage", blocks)
+
+
+def _teachers_table(measures: Measures) -> Any:
+    """What each teacher was asked for and at what price; cost and a judge's disagreement where there is any."""
+    frame = measures.results.teachers
+    titles = ["teacher", "requests", "failed", "absent", "prompt tokens", "completion tokens"]
+    columns = ["teacher", "num_requests", "num_failed", "num_absent", "prompt_tokens", "completion_tokens"]
+    rows: list[list[Any]] = [[str(row[0]), *row[1:]] for row in frame[columns].itertuples(index=False)]
+    for column, title, form in (("cost", "cost", "{:,.2f}"), ("judge_disagreement", "judge disagrees", "{:.1%}")):
+        values = pd.to_numeric(frame[column])
+        if values.notna().any():
+            titles.append(title)
+            for row, value in zip(rows, values, strict=True):
+                row.append("–" if pd.isna(value) else form.format(value))
+    caption = (
+        "What the teachers were asked. A failed request has no answer; an absent one is a problem that existing rationales "
+        "do not cover. Cost is by the spec's prices, whenever it was paid; a judge changes no verdict."
+    )
+    return simple_table(caption, titles, rows, "teachers-table")
 
 
 def lengths_section(measures: Measures) -> Section:
