@@ -94,7 +94,8 @@ def invocation_for(
     invocation = Invocation(run_id, store, pool, world, watch)
     try:
         missing = invocation.look_up(steps, drawn)
-        told = f"{run_id}: {len(steps)} steps, {missing} to run, {len(steps) - missing} reused; store {store.root}"
+        todo = missing + len(drawn)  # what was drawn to know the graph was this run's work, too
+        told = f"{run_id}: {len(steps)} steps, {todo} to run, {len(steps) - todo} reused; store {store.root}"
         announce(told, len(steps))
         if missing:
             pool.start()
