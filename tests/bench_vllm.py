@@ -37,7 +37,7 @@ from tests.processes import descendants
 
 MODEL = "running-total"
 SAMPLING = Sampling(temperature=0.7, max_completion_tokens=96)
-NUM_REQUESTS, WARM_UP, ROUNDS = 512, 64, 3
+NUM_REQUESTS, WARM_UP, ROUNDS = 512, 64, 7
 GOAL_RATIO = 0.95
 
 
@@ -75,14 +75,16 @@ def processor_seconds(pid: int) -> float:
 def summary(rounds: list[list[dict[str, float]]], facts: dict[str, Any]) -> dict[str, Any]:
     rates = [[figures["tokens"] / figures["seconds"] for figures in pair] for pair in rounds]
     bare, own = (median(pair[side] for pair in rates) for side in (0, 1))
+    # Of pairs, since a shared machine changes from round to round.
+    ratio = median(pair[1] / pair[0] for pair in rates)
     costs = [median(1e6 * pair[side]["processor"] / pair[side]["tokens"] for pair in rounds) for side in (0, 1)]
     return {
         "bare_tokens_per_second": round(bare), "completer_tokens_per_second": round(own),
-        "ratio": round(own / bare, 3), "ratio_by_round": [round(pair[1] / pair[0], 3) for pair in rates],
+        "ratio": round(ratio, 3), "ratio_by_round": [round(pair[1] / pair[0], 3) for pair in rates],
         "bare_processor_us_per_token": round(costs[0], 1), "completer_processor_us_per_token": round(costs[1], 1),
         "processor_ratio": round(costs[0] / costs[1], 3),
         "tokens_per_request": round(rounds[0][1]["tokens"] / NUM_REQUESTS, 1), "requests": NUM_REQUESTS, **facts,
-        "goal_ratio": GOAL_RATIO, "met": own / bare >= GOAL_RATIO,
+        "goal_ratio": GOAL_RATIO, "met": ratio >= GOAL_RATIO,
     }  # fmt: skip
 
 

@@ -38,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "ignore:.*swigvarlink.*:DeprecationWarning",
         "ignore:.*SwigPy.*:DeprecationWarning",
         "ignore:`torch.jit.*:DeprecationWarning",
+        # MLflow 3.17's tables with SQLAlchemy 2.1; as an error it would leave the tables unusable for the whole session.
+        "ignore:The ``noload`` loader strategy is deprecated.*",
+        "ignore:.*:DeprecationWarning:mlflow.*",
+        "ignore:.*:FutureWarning:mlflow.*",
+        "ignore:.*:DeprecationWarning:alembic.*",
+        "ignore:unclosed database:ResourceWarning",  # MLflow leaves its SQLite connections to the garbage collector
     ):
         config.addinivalue_line("filterwarnings", line)
 

@@ -102,10 +102,8 @@ class Journal:
         if not completions:
             return
         engine_id = self._engine_id(engine)
-        lines = [
-            _line({**completion.to_json(), "engine": engine_id, "left": left})
-            for left, completion in zip(range(len(completions) - 1, -1, -1), completions, strict=True)
-        ]
+        rows = [completion.to_json() for completion in completions]
+        lines = [_line({**row, "engine": engine_id, "left": len(rows) - 1 - index}) for index, row in enumerate(rows)]
         group = b"".join(lines)
         try:
             written = os.write(self._descriptor, group)
@@ -115,8 +113,8 @@ class Journal:
         if written != len(group):
             os.ftruncate(self._descriptor, self._end)
             raise StoreError(f"{self.path}: only {written} of {len(group)} bytes could be written; is the disk full?")
-        for completion, line in zip(completions, lines, strict=True):
-            self._note(completion.to_json(), Place(self._end, len(line), completion.finish_reason))
+        for row, line in zip(rows, lines, strict=True):
+            self._note(row, Place(self._end, len(line), row["finish_reason"]))
             self._end += len(line)
         if len(completions) > 1 or time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()

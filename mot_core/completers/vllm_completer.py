@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 GROUP_ROWS, GROUP_SECONDS = 256, 0.5
 """Rows are accepted in groups of this size or age: a durable write a row would cost more than the row."""
 PROGRESS_SECONDS = 0.5
+RENDERED = 32
+"""Requests rendered and tokenized together, while the engine works on those before."""
 log = logging.getLogger("mot.vllm")
 
 
@@ -108,25 +110,30 @@ class VllmCompleter:
     def _asks(self, served: Served, requests: list[Request], asked: dict[int, Asked], group: _Group) -> Iterator[Ask]:
         """Requests as token ids, rendered when their turn comes; those that cannot be asked become failed rows."""
         context = int(self._facts["max_model_len"])
-        question, prompt, tokens = "", "", list[int]()
-        for index, request in enumerate(requests):
-            if request.question != question or not tokens:  # the samples of a problem come in a row
-                question = request.question
-                prompt = render_prompt(
+        for start in range(0, len(requests), RENDERED):
+            some = requests[start : start + RENDERED]
+            # A problem's samples come in a row; each question is rendered once, all of them are tokenized together.
+            prompts = {
+                question: render_prompt(
                     served.tokenizer, question, system=self.source.system, template_kwargs=self.source.template_kwargs
                 )
-                # The template has written the special tokens; adding them again would double the first one.
-                tokens = served.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            room = context - len(tokens)
-            if room < 1:
-                reason = (
-                    f"its prompt of {len(tokens)} tokens leaves no room in the context of {context}; raise "
-                    "engine.max_model_len as far as the model allows, or leave the problem out"
-                )
-                group.add(Completion.failed(request, reason, prompt=prompt, prompt_tokens=len(tokens)))
-                continue
-            asked[index] = Asked(request, prompt, len(tokens), time.monotonic())
-            yield Ask(index, tokens, request.seed, min(room, self.source.sampling.max_completion_tokens))
+                for question in dict.fromkeys(request.question for request in some)
+            }
+            # The template has written the special tokens; adding them again would double the first one.
+            ids = served.tokenizer(list(prompts.values()), add_special_tokens=False)["input_ids"]
+            tokens_of = dict(zip(prompts, ids, strict=True))
+            for index, request in enumerate(some, start):
+                prompt, tokens = prompts[request.question], tokens_of[request.question]
+                room = context - len(tokens)
+                if room < 1:
+                    reason = (
+                        f"its prompt of {len(tokens)} tokens leaves no room in the context of {context}; raise "
+                        "engine.max_model_len as far as the model allows, or leave the problem out"
+                    )
+                    group.add(Completion.failed(request, reason, prompt=prompt, prompt_tokens=len(tokens)))
+                    continue
+                asked[index] = Asked(request, prompt, len(tokens), time.monotonic())
+                yield Ask(index, tokens, request.seed, min(room, self.source.sampling.max_completion_tokens))
 
     def sampling(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What all requests share, in vLLM's words."""

@@ -35,13 +35,6 @@ from tasks.tracking_plan import plan_run
 from tasks.tracking_records import flatten, metric_name, param_value, short_text
 from tests.pico import pico_experiment
 
-pytestmark = [
-    # MLflow's and Alembic's own; and MLflow leaves its SQLite connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow.*"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:alembic.*"),
-    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
-]
 AWAY = "http://someone:hunter2@127.0.0.1:9"  # the discard port: nobody listens
 
 
