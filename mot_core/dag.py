@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mot_core.errors import SpecError
 from mot_core.identity import derive_seed
+from mot_core.merging.rules import rule_class
 from mot_core.spec import Benchmark, Experiment, Generation, ProblemSource, Teacher
 from mot_core.steps import ModelRef, Step
 from mot_core.world import World
@@ -216,46 +218,103 @@ def branch_step(
 ) -> Step:  # fmt: skip
     """SFT of a student on one corpus or the union of several. The order of data depends on seed and place in
     the path, not on the corpus: matched branches see the same problems in the same order."""
+    training, last_step = spec.training, first_step + num_steps
     student_spec, student_parent, locators = student.bind()
+    record: dict[str, Any] = {
+        **student_spec,
+        "corpora": names,
+        "training": {**training.record(), "learning_rate": learning_rate},
+        "order_seed": derive_seed("branch", seed, first_step),
+        "first_step": first_step,
+        "num_steps": num_steps,
+        "total_steps": total_steps,
+        "snapshot_steps": snapshot_steps,
+    }
+    parents = [*student_parent, ("corpora", corpora)]
+    # What sets rounds apart is said only of branches that are a round, and only where it changes their result.
+    rate_varies = training.schedule != "constant" or training.warmup_steps > 0
+    if num_steps < total_steps and training.schedule_over == "round" and rate_varies:
+        record["schedule_over"] = "round"
+    if training.optimizer_between_rounds != "reset":
+        if last_step < total_steps:
+            record["keeps_optimizer"] = True
+        if first_step > 0:
+            weighted = _optimizers(student, names, training.optimizer_between_rounds, label)
+            record["optimizer_weights"] = [weight for weight, _ in weighted]
+            parents += [(f"optimizer/{index}", step) for index, (_, step) in enumerate(weighted)]
     return Step(
         "branch",
-        {
-            **student_spec,
-            "corpora": names,
-            "training": {**spec.training.model_dump(mode="json"), "learning_rate": learning_rate},
-            "order_seed": derive_seed("branch", seed, first_step),
-            "first_step": first_step,
-            "num_steps": num_steps,
-            "total_steps": total_steps,
-            "snapshot_steps": snapshot_steps,
-        },
-        (*student_parent, ("corpora", corpora)),
+        record,
+        tuple(parents),
         label=label,
         facts={"stage": "training", "seed": seed, **facts},
-        locators=locators,
+        locators={**locators, "layout": training.layout_record()},
     )
+
+
+def _optimizers(student: StudentAt, names: list[str], between_rounds: str, label: str) -> list[tuple[float, Step]]:
+    """The branches of the round before whose moments a branch starts from, and their weights.
+
+    `carry`: the one on the same corpora. `average`: all, weighted as in the merge where that names numbers.
+    """
+    source = student.source
+    if isinstance(source, ModelRef) or student.subdirectory is not None:
+        before: list[Step] = []
+    elif source.kind == "branch":
+        before = [source]
+    else:
+        before = [step for role, step in source.parents if role.startswith("branch/")]
+    kept = [step for step in before if step.spec.get("keeps_optimizer")]
+    if between_rounds == "carry":
+        kept = [step for step in kept if step.spec["corpora"] == names][:1]
+    if not kept:
+        raise SpecError(
+            f"{label}: optimizer_between_rounds is {between_rounds!r}, but the round before left no optimizer state for "
+            f"corpora {names}; use 'reset', or let a method branch on the same corpora each round"
+        )
+    weights = source.spec.get("weights") if isinstance(source, Step) else None
+    if between_rounds == "carry" or not isinstance(weights, list) or len(weights) != len(kept):
+        weights = [1.0 / len(kept)] * len(kept)
+    return list(zip(weights, kept, strict=True))
 
 
 def merge_step(
-    spec: Experiment, start: StudentAt, branches: Mapping[str, Step], *, label: str, facts: Mapping[str, Any]
-) -> Step:
+    spec: Experiment, start: StudentAt, branches: Mapping[str, Step], *, label: str, facts: Mapping[str, Any],
+    round_index: int = 1, seed: int = 0, previous: Step | None = None, corpora: Step | None = None,
+    corpus_names: Sequence[str] = (), qualities: Mapping[str, Step] | None = None,
+) -> Step:  # fmt: skip
     """Branches of one start merged into the next student. Parents stand in the order of their identities, so that
-    naming branches otherwise changes nothing."""
+    naming branches otherwise changes nothing. What a rule does not use leaves no trace: `seed` of a rule that draws,
+    `previous` (the merge of the round before) of one that keeps state, `corpora` where a barrier is measured,
+    `qualities` (a verdicts step a branch) where weights follow accuracy."""
+    merge = spec.merge
+    rule = rule_class(merge.rule)
     student_spec, student_parent, locators = start.bind()
-    weights = spec.merge.weights
+    weights = merge.weights_at(round_index)
     ordered = sorted(branches.items(), key=lambda item: item[1].identity)
-    return Step(
-        "merge",
-        {
-            **student_spec,
-            "rule": spec.merge.rule,
-            "weights": [weights[name] if weights is not None else 1.0 / len(branches) for name, _ in ordered],
-        },
-        (*student_parent, *((f"branch/{name}", step) for name, step in ordered)),
-        label=label,
-        facts={"stage": "merging", **facts},
-        locators=locators,
-    )
+    record: dict[str, Any] = {
+        **student_spec,
+        "rule": merge.rule,
+        "weights": merge.weights_by
+        or [weights[name] if weights is not None else 1.0 / len(branches) for name, _ in ordered],
+    }
+    parents = [*student_parent, *((f"branch/{name}", step) for name, step in ordered)]
+    if merge.parameters:
+        record["parameters"] = merge.parameters_at(round_index)
+    if rule.draws:
+        record["seed"] = derive_seed("merge", merge.seed, seed, round_index)
+    if rule.keeps_state and previous is not None:
+        parents.append(("previous", previous))
+    if merge.weights_by is not None and qualities is not None:
+        parents += [(f"quality/{name}", qualities[name]) for name, _ in ordered]
+    if merge.barrier is not None and corpora is not None:
+        record["barrier"] = {
+            **merge.barrier.model_dump(mode="json"),
+            "corpora": sorted(corpus_names),
+            "max_example_tokens": spec.training.max_example_tokens,
+        }
+        parents.append(("corpora", corpora))
+    return Step("merge", record, tuple(parents), label=label, facts={"stage": "merging", **facts}, locators=locators)
 
 
 def benchmark_problems_step(spec: Experiment, world: World, benchmark: Benchmark, *, on: str) -> Step:

@@ -68,7 +68,9 @@ def card_of(store: Store, index: dict[str, Any], student: dict[str, Any]) -> str
     weights: dict[str, float] = {}
     if merges:
         branches = [role.removeprefix("branch/") for role, _ in merges[-1].parents if role.startswith("branch/")]
-        weights = dict(zip(branches, merges[-1].spec["weights"], strict=True))
+        asked = merges[-1].spec["weights"]
+        given = merges[-1].counts["weights"] if isinstance(asked, str) else asked  # text: a rule for weights
+        weights = dict(zip(branches, given, strict=True))
     used = [teacher for teacher in spec["teachers"] if student["teacher"] in (None, teacher["name"])]
     origins = [Origin("student", spec["student"]["name"], spec["student"]["license"])]
     origins += [Origin("teacher", teacher["name"], teacher["license"]) for teacher in used]

@@ -29,20 +29,38 @@ def load_tokenizer(locator: str, revision: str | None = None) -> PreTrainedToken
     return tokenizer
 
 
-def load_model(locator: str, revision: str | None, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model in `dtype` on a device, in evaluation mode."""
+def load_model(
+    locator: str, revision: str | None, device: str, dtype: torch.dtype = torch.float32, *, attention: str = "sdpa",
+    quantization: str | None = None,
+) -> PreTrainedModel:  # fmt: skip
+    """A causal language model in `dtype` on a device, in evaluation mode; its linear layers in 4 bits with `nf4`."""
+    how: dict[str, Any] = {}
+    if quantization is not None:
+        how = {"quantization_config": _four_bits(quantization, dtype), "device_map": {"": device}}
     with _explained(locator), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = AutoModelForCausalLM.from_pretrained(
             locator, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-            attn_implementation="sdpa",
+            attn_implementation=attention, **how,
         )  # fmt: skip
     model.config.use_cache = True
     # Sampling belongs to the spec; what a model's own generation config says about it must not reach saved students.
     for field in ("temperature", "top_p", "top_k"):
         setattr(model.generation_config, field, None)
-    placed: PreTrainedModel = model.to(torch.device(device)).eval()
+    placed: PreTrainedModel = model if quantization is not None else model.to(torch.device(device))
+    placed.eval()
     return placed
+
+
+def _four_bits(quantization: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def local_copy(locator: str, revision: str | None) -> Path:
@@ -68,6 +86,11 @@ def save_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
 def _explained(locator: str) -> Any:
     try:
         yield
+    except ImportError as error:  # what a setting asks for (flash attention, bitsandbytes) is not installed
+        raise ModelError(
+            f"model {locator}: cannot be loaded as asked: {error}; install what is missing, or change training.attention "
+            "or training.lora.quantization"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model {locator}: cannot be loaded: {error}; expected a directory with config.json, tokenizer and "

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MADE_UP = "No teacher wrote this: it only shows the form."
-UNLIMITED_TOKENS = 2**31
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,12 @@ def _example(
     tokenizer: PreTrainedTokenizerBase, spec: Experiment, row: dict[str, Any], *, made_up: bool
 ) -> ExamplePreview:
     """A corpus row as tokens with the labels that training gives them."""
-    from mot_core.sft.tokens import IGNORED, collate, tokenize
+    from mot_core.sft.layout import IGNORED, collate
+    from mot_core.sft.tokens import tokenize
 
-    example = tokenize(tokenizer, row, UNLIMITED_TOKENS)
-    _, _, labels_BL = collate([example], 0)
-    counts = [label != IGNORED for label in labels_BL[0].tolist()]
+    example = tokenize(tokenizer, row)
+    batch = collate([example], spec.training.layout, 0)
+    counts = [label != IGNORED for label in batch.labels_BL[0].tolist()]
     answer = row["messages"][-1]
     prompt, completion = render_example(
         tokenizer, row["question"], Rationale(answer["reasoning_content"] or "", answer["content"])

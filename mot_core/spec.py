@@ -281,37 +281,198 @@ class Corpus(Spec):
         return self
 
 
-class Training(Spec):
-    """One branch's optimisation. The paper leaves all but the step counts open (paper.md)."""
+class Lora(Spec):
+    """Low-rank adapters (peft) in place of full parameters. They are added to the weights before anything is published."""
 
-    learning_rate: float = Field(5e-4, gt=0.0, description="where a method gives none of its own")
-    batch_size: int = Field(32, ge=1, description="examples an optimizer step")
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0.0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="or ends of module names")
+    quantization: Literal["nf4"] | None = Field(None, description="of the frozen weights (QLoRA, bitsandbytes)")
+
+
+class EarlyStop(Spec):
+    """Stop a branch when its held-out loss no longer falls, and keep the weights at which it was lowest."""
+
+    held_out_share: float = Field(
+        0.1, gt=0.0, lt=1.0, description="of the corpus's problems, the same for all teachers"
+    )
+    every_steps: int = Field(10, ge=1, description="optimizer steps between two looks at the held-out loss")
+    patience: int = Field(2, ge=1, description="looks without a new minimum that end the branch")
+
+
+class Training(Spec):
+    """One branch's optimisation. The paper leaves all but the step counts open (paper.md).
+
+    A step's batch is `batch_size` examples; how they are laid out, split and spread over devices changes rounding
+    only, so those fields (`_LAYOUT_FIELDS`) stay out of identity.
+    """
+
+    learning_rate: float = Field(5e-4, gt=0.0, description="where a method gives none of its own (paper: open)")
+    batch_size: int = Field(32, ge=1, description="examples an optimizer step, over all devices (paper: open)")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule_over: Literal["path", "round"] = Field(
+        "path", description="one schedule, warm-up included, over all rounds, or a fresh one each round (paper: open)"
+    )
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0.0)
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
-    max_example_tokens: int = Field(192, ge=2, description="longer examples stop the branch; none is cut silently")
+    max_example_tokens: int = Field(192, ge=2, description="prompt and completion; what longer ones do, says too_long")
+    too_long: Literal["error", "drop", "cut"] = Field(
+        "error",
+        description="longer examples stop the branch, are left out, or lose their end; the last two are counted",
+    )
+    precision: Literal["float32", "bfloat16", "pure_bfloat16"] = Field(
+        "float32",
+        description="bfloat16 computes in bf16 with weights and moments in fp32; pure_bfloat16 has all in bf16",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit: bitsandbytes, block-wise 8-bit moments"
+    )
+    optimizer_between_rounds: Literal["reset", "carry", "average"] = Field(
+        "reset",
+        description="a branch's moments start at zero, as its own last ones, or as the mean of all (paper: open)",
+    )
+    lora: Lora | None = Field(None, description="absent: full parameters (paper: open)")
+    early_stop: EarlyStop | None = Field(None, description="absent: every branch takes all its steps, as in the paper")
+    layout: Literal["padded", "packed"] = Field(
+        "padded", description="padded: examples of like length side by side; packed: end to end in one row, no padding"
+    )
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="of one forward pass, padding included; absent: a device's whole share of the batch"
+    )
+    loss: Literal["auto", "full", "chunked", "liger"] = Field(
+        "auto",
+        description="full: all logits at once; chunked: a chunk's; auto: chunked from 4,096 words of vocabulary",
+    )
+    loss_chunk_tokens: int = Field(512, ge=1, description="tokens whose logits exist at once under chunked")
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = Field(False, description="keep each layer's input only and compute the rest again")
+    offload_activations: bool = Field(False, description="keep what the backward pass needs in the host's memory")
+    devices: int = Field(1, ge=1, description="that one branch is sharded over (FSDP2)")
+
+    @model_validator(mode="after")
+    def _combinations_that_run(self) -> Training:
+        if self.optimizer_between_rounds != "reset" and self.lora is not None:
+            raise ValueError(
+                "optimizer_between_rounds must be 'reset' with lora: adapters start anew each round, and moments of the "
+                "old ones say nothing about them"
+            )
+        if self.optimizer_between_rounds == "average" and self.optimizer == "adamw8bit":
+            raise ValueError("optimizer_between_rounds 'average' needs optimizer 'adamw': 8-bit moments have no mean")
+        if self.devices > 1 and (self.optimizer == "adamw8bit" or (self.lora is not None and self.lora.quantization)):
+            raise ValueError("devices must be 1 with adamw8bit or lora.quantization: bitsandbytes does not shard here")
+        if self.attention == "flash_attention_2" and self.precision == "float32":
+            raise ValueError("attention 'flash_attention_2' needs precision 'bfloat16' or 'pure_bfloat16'")
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """What enters a branch's identity, for the rounds' part see `mot_core.dag.branch_step`. A field that is newer
+        than the first branches and at its default leaves no trace, so that those keep their identities."""
+        outside = _LAYOUT_FIELDS | _ROUND_FIELDS
+        whole = self.model_dump(mode="json", exclude=outside)
+        changed = self.model_dump(mode="json", exclude=outside, exclude_defaults=True)
+        return {key: value for key, value in whole.items() if key in _ALWAYS_RECORDED or key in changed}
+
+    def layout_record(self) -> dict[str, Any]:
+        """How a branch is computed; of no weight for what comes out, but for rounding."""
+        return self.model_dump(mode="json", include=_LAYOUT_FIELDS)
+
+
+_LAYOUT_FIELDS = {
+    "layout", "micro_batch_tokens", "loss", "loss_chunk_tokens", "attention", "gradient_checkpointing",
+    "offload_activations", "devices",
+}  # fmt: skip
+_ROUND_FIELDS = {"schedule_over", "optimizer_between_rounds"}
+_ALWAYS_RECORDED = {
+    "learning_rate", "batch_size", "schedule", "warmup_steps", "weight_decay", "beta1", "beta2", "max_grad_norm",
+    "max_example_tokens",
+}  # fmt: skip
+
+
+class Barrier(Spec):
+    """Loss along the lines start – branch – merge, after each merge."""
+
+    num_examples: int = Field(8, ge=1, description="of each corpus")
+    num_points: int = Field(5, ge=2, description="on each line, its ends included")
 
 
 class Merge(Spec):
-    """How branches become the next student: θₜ ← Σ wₖ θₜᵏ (paper, method)."""
+    """How branches become the next student: θₜ ← Σ wₖ θₜᵏ (paper, method), or another rule (docs/merging.md).
+
+    Weights and parameters may be lists by round: round t takes the t-th, later rounds the last.
+    """
 
     rule: str = Field("mean", description="a registered rule, or package.module:function")
-    weights: dict[str, float] | None = Field(None, description="teacher → weight, for the rule weighted_mean")
+    weights: dict[str, float | tuple[float, ...]] | None = Field(
+        None, description="teacher → weight; absent: 1/K. Rule weighted_mean needs them, rule mean has none"
+    )
+    weights_by: Literal["teacher_accuracy"] | None = Field(
+        None, description="teacher_accuracy: the share of a teacher's rationales that are right, scaled to sum to 1"
+    )
+    parameters: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="of the rule, e.g. density of ties")
+    seed: Seed = Field(0, description="of rules that draw at random (dare, dare_ties)")
+    barrier: Barrier | None = Field(None, description="absent: not measured; it takes a model in fp32 and its time")
 
     @model_validator(mode="after")
-    def _weights_sum_to_one(self) -> Merge:
-        if (self.rule == "weighted_mean") != (self.weights is not None):
-            raise ValueError("weights belong to the rule weighted_mean: give both or neither")
-        if self.weights is not None:
-            total = math.fsum(self.weights.values())
-            if abs(total - 1.0) > 1e-6:
-                raise ValueError(f"weights must sum to 1, got {total:g} from {self.weights}")
-            if any(weight < 0.0 for weight in self.weights.values()):
-                raise ValueError(f"weights must not be negative, got {self.weights}")
+    def _consistent(self) -> Merge:
+        from mot_core.errors import SpecError
+        from mot_core.merging import RULES
+        from mot_core.merging.rules import rule_class, rule_named
+
+        given = [name for name in ("weights", "weights_by") if getattr(self, name) is not None]
+        if (self.rule == "mean" and given) or (self.rule == "weighted_mean" and len(given) != 1):
+            raise ValueError(
+                "weights belong to the rule weighted_mean and to rules other than mean, whose weights are 1/K: give "
+                f"exactly one of weights, weights_by to weighted_mean and none to mean; got {given or 'none'}"
+            )
+        if len(given) == 2:
+            raise ValueError("weights and weights_by say the same: give one of both")
+        known = self.rule in RULES
+        for round_index in range(1, self._num_scheduled + 1):
+            self._check_weights(round_index, averages=not known or rule_class(self.rule).averages)
+            if known:
+                try:
+                    rule_named(self.rule, self.parameters_at(round_index))
+                except SpecError as error:
+                    raise ValueError(str(error)) from None
         return self
+
+    def _check_weights(self, round_index: int, *, averages: bool) -> None:
+        weights = self.weights_at(round_index)
+        if weights is None:
+            return
+        total = math.fsum(weights.values())
+        if averages and abs(total - 1.0) > 1e-6:
+            raise ValueError(f"weights must sum to 1, got {total:g} from {weights}")
+        if self.rule != "task_arithmetic" and any(weight < 0.0 for weight in weights.values()):
+            raise ValueError(f"weights must not be negative, got {weights}")
+
+    @property
+    def _num_scheduled(self) -> int:
+        values = [*self.parameters.values(), *(self.weights or {}).values()]
+        return max([1, *(len(value) for value in values if isinstance(value, tuple))])
+
+    def weights_at(self, round_index: int) -> dict[str, float] | None:
+        """The weights by teacher of a round, counted from 1."""
+        if self.weights is None:
+            return None
+        return {name: float(_scheduled(weight, round_index)) for name, weight in self.weights.items()}
+
+    def parameters_at(self, round_index: int) -> dict[str, Scalar]:
+        """The rule's parameters of a round, as far as they are given."""
+        return {name: _scheduled(value, round_index) for name, value in self.parameters.items()}
+
+
+def _scheduled(value: Any, round_index: int) -> Any:
+    """A round's value of a schedule: the last one holds from its end on."""
+    if not isinstance(value, tuple):
+        return value
+    if not value:
+        raise ValueError("a schedule by round is empty; give at least one value")
+    return value[min(round_index, len(value)) - 1]
 
 
 class Method(Spec):

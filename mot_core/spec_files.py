@@ -183,7 +183,9 @@ def _explain(detail: Any, part: type[Spec]) -> str:
     return f"  {field}: {_short(detail['input'])} is not allowed: {message}{hint.rstrip()}"
 
 
-_UNION_LABELS = {"literal['all','last']", "tuple[int, ...]", "tuple[int,...]"}
+_UNION_LABELS = {
+    "literal['all','last']", "tuple[int, ...]", "tuple[int,...]", "tuple[float, ...]", "tuple[float,...]",
+}  # fmt: skip
 
 
 def _short(value: Any) -> str:

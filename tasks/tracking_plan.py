@@ -214,7 +214,11 @@ class _Planner:
     def student_model(self, where: dict[str, Any], identity: str, manifest: Manifest | None) -> StudentModel | None:
         if manifest is None:
             return None
-        weights = {n: facts["sha256"] for n, facts in sorted(manifest.files.items()) if n.endswith(".safetensors")}
+        weights = {
+            n: facts["sha256"]
+            for n, facts in sorted(manifest.files.items())
+            if "/" not in n and n.endswith(".safetensors")
+        }
         parents = {role.removeprefix("branch/"): one for role, one in manifest.parents if role.startswith("branch/")}
         sha256 = next(iter(weights.values())) if len(weights) == 1 else fingerprint([list(w) for w in weights.items()])
         name = f"{where['method']} {where['budget']} seed {where['seed']} round {where['round']}"

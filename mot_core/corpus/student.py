@@ -6,7 +6,6 @@ Imported by workers and by the stand-alone form alone; torch is imported when so
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +61,7 @@ class Student:
         from mot_core.sft.tokens import tokenize
 
         row = {"teacher": "", "problem_id": "", "question": question, "messages": example_messages(question, text)}
-        return tokenize(self.tokenizer, row, sys.maxsize)
+        return tokenize(self.tokenizer, row)
 
     def mean_log_probs(self, examples: Sequence[Example], progress: Progress) -> list[float]:
         """The mean log-probability of a completion's tokens given its prompt, in fp32, for each example."""
@@ -96,18 +95,16 @@ def _batches(keys: list[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:
 def _score_batch(model: Any, examples: list[Example], pad_id: int) -> list[float]:
     import torch
 
-    from mot_core.sft.tokens import collate
+    from mot_core.sft.layout import collate
 
-    ids_BL, mask_BL, _ = collate(examples, pad_id)
+    batch = collate(examples, "padded", pad_id).to(model.device)
     with torch.inference_mode():
-        logits_BLV = model(
-            input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), use_cache=False
-        ).logits
+        logits_BLV = model(input_ids=batch.ids_BL, attention_mask=batch.mask_BL, use_cache=False).logits
         scores = []
         for row, example in enumerate(examples):
             end = len(example.input_ids)
             logits_TV = logits_BLV[row, example.prompt_length - 1 : end - 1].float()
-            targets_T1 = ids_BL[row, example.prompt_length : end, None].to(model.device)
+            targets_T1 = batch.ids_BL[row, example.prompt_length : end, None]
             log_probs_T = logits_TV.gather(1, targets_T1)[:, 0] - logits_TV.logsumexp(1)
             scores.append(float(log_probs_T.double().mean()))
     return scores

@@ -1,7 +1,9 @@
 """What a merge did to the branches' updates: drift by layer, agreement between branches, energy kept.
 
-An update is Δᵏ = θᵏ − θ_start. Sums run over all coordinates in float64, tensor by tensor, so nothing but one
-tensor of each branch is in memory.
+An update is Δᵏ = θᵏ − θ_start. Sums run in float64, run by run of a tensor, and are added up in one order, so that
+threads change no digit. Tensors of up to `ALL_VALUES` values are summed whole. Of larger ones a sixteenth is sampled for
+what branches have in common (inner products, signs), and under rules that do not read the start (the mean) for norms
+too: diagnostics must cost little beside the merge.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+ALL_VALUES = 1 << 18
 
 
 def place_of(key: str) -> tuple[str, str]:
@@ -32,6 +38,63 @@ def place_of(key: str) -> tuple[str, str]:
     return layer, "other"
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Of one run of a tensor: squares of the start, of each update and of the merge's, and what branches have in
+    common."""
+
+    start: float
+    squares: list[float]
+    merged: float
+    common: Common | None = None
+
+
+@dataclass(frozen=True)
+class Common:
+    """Inner products of the updates (pairs i ≤ j); values whose signs all agree; values that any branch moved. Of
+    sampled values, each of which counts `scale` times."""
+
+    products: dict[tuple[int, int], float]
+    same_sign: int
+    moved: int
+    scale: float
+
+
+def sampled(size: int, number: int, count: int, block: int) -> tuple[int, int, float] | None:
+    """Which of a run's `count` values are summed, as `(first, last, how many times each counts)`; None: none of them.
+
+    All of a small tensor's; of a larger one's every other run an eighth, whose place changes from run to run, so that
+    no row of a pattern (a head, a rotary pair) is favoured.
+    """
+    if size <= ALL_VALUES:
+        return 0, count, 1.0
+    if number % 2:
+        return None
+    width = min(count, block // 8)
+    first = (5 * (number // 2) % 8) * width
+    first = first if first + width <= count else 0
+    num_runs = -(-size // block)
+    of_last = min(block // 8, size - (num_runs - 1) * block) if num_runs % 2 else block // 8
+    return first, first + width, size / ((-(-num_runs // 2) - 1) * (block // 8) + of_last)
+
+
+def squares_of(start: torch.Tensor, updates: torch.Tensor) -> tuple[float, list[float]]:
+    """Sums of squares of a run, (N,) and (K, N) float64: of the start, and of each update."""
+    return float(start.dot(start)), [float(update.dot(update)) for update in updates]
+
+
+def common_of(updates: torch.Tensor, scale: float) -> Common:
+    """What the updates of a run, (K, N) float64, have in common."""
+    products = {}
+    for first, update in enumerate(updates):
+        for second, product in enumerate(torch.mv(updates[first:], update).tolist(), first):
+            products[first, second] = product
+    low, high = updates.amin(0).numpy(), updates.amax(0).numpy()
+    # numpy counts booleans some ten times as fast as torch.
+    same = np.count_nonzero(low > 0) + np.count_nonzero(high < 0)
+    return Common(products, int(same), len(low) - int(np.count_nonzero((low == 0) & (high == 0))), scale)
+
+
 class MergeDiagnostics:
     """Accumulates sums while tensors stream by."""
 
@@ -39,32 +102,43 @@ class MergeDiagnostics:
         self.names = branch_names
         self.squares: dict[tuple[str, str, str], float] = {}
         self.start_squares: dict[tuple[str, str], float] = {}
-        self.dots: dict[tuple[int, int], float] = {}
-        self.same_sign = 0
-        self.signed = 0
+        indices = range(len(branch_names))
+        self.products = dict.fromkeys(itertools.combinations_with_replacement(indices, 2), 0.0)
+        self.same_sign = 0.0
+        self.moved = 0.0
 
-    def add(self, key: str, start: torch.Tensor, branches: list[torch.Tensor], merged: torch.Tensor) -> None:
-        """Account for one tensor (all float64, one shape)."""
+    def add(self, key: str, start: torch.Tensor, branches: Sequence[torch.Tensor], merged: torch.Tensor) -> None:
+        """Account for one whole tensor (all float64, one shape)."""
+        start = start.reshape(-1)
+        updates = torch.stack([branch.reshape(-1) for branch in branches]) - start
+        moved = merged.reshape(-1) - start
+        self.take(key, Sums(*squares_of(start, updates), float(moved.dot(moved)), common_of(updates, 1.0)))
+
+    def take(self, key: str, sums: Sums) -> None:
+        """Account for one run."""
         place = place_of(key)
-        updates = [branch - start for branch in branches]
-        self.start_squares[place] = self.start_squares.get(place, 0.0) + float((start * start).sum())
-        for name, update in zip([*self.names, "merged"], [*updates, merged - start], strict=True):
+        self.start_squares[place] = self.start_squares.get(place, 0.0) + sums.start
+        for name, square in zip([*self.names, "merged"], [*sums.squares, sums.merged], strict=True):
             slot = (name, *place)
-            self.squares[slot] = self.squares.get(slot, 0.0) + float((update * update).sum())
-        for pair in itertools.combinations(range(len(updates)), 2):
-            self.dots[pair] = self.dots.get(pair, 0.0) + float((updates[pair[0]] * updates[pair[1]]).sum())
-        signs = torch.stack([update.sign() for update in updates]).sum(0)
-        moved = torch.stack([update != 0 for update in updates]).any(0)
-        self.same_sign += int((signs.abs() == len(updates)).sum())
-        self.signed += int(moved.sum())
+            self.squares[slot] = self.squares.get(slot, 0.0) + square
+        if sums.common is not None:
+            for pair, product in sums.common.products.items():
+                self.products[pair] += sums.common.scale * product
+            self.same_sign += sums.common.scale * sums.common.same_sign
+            self.moved += sums.common.scale * sums.common.moved
+
+    def as_sums(self) -> Sums:
+        """What was accounted for so far, of one tensor, as the sums of one run."""
+        (start,) = self.start_squares.values()
+        squares = [self._total(name) for name in self.names]
+        common = Common(dict(self.products), int(self.same_sign), int(self.moved), 1.0)
+        return Sums(start, squares, self._total("merged"), common)
 
     def summary(self) -> dict[str, Any]:
         """`drift`: rows a branch and place; `agreement`: cosine, sign agreement, share of update energy kept."""
         energy = {name: self._total(name) for name in [*self.names, "merged"]}
-        cosines = [
-            self._cosine(dot, energy[self.names[first]], energy[self.names[second]])
-            for (first, second), dot in self.dots.items()
-        ]
+        pairs = list(itertools.combinations(range(len(self.names)), 2))
+        cosines = [self._cosine(self.products[a, b], self.products[a, a], self.products[b, b]) for a, b in pairs]
         mean_energy = sum(energy[name] for name in self.names) / len(self.names)
         return {
             "drift": [
@@ -78,12 +152,12 @@ class MergeDiagnostics:
             "agreement": {
                 "mean_cosine": sum(cosines) / len(cosines) if cosines else 1.0,
                 "min_cosine": min(cosines) if cosines else 1.0,
-                "sign_agreement": self.same_sign / self.signed if self.signed else 1.0,
+                "sign_agreement": self.same_sign / self.moved if self.moved else 1.0,
                 "energy_kept": energy["merged"] / mean_energy if mean_energy else 1.0,
             },
             "pairwise_cosine": [
                 {"a": self.names[first], "b": self.names[second], "cosine": cosine}
-                for ((first, second), _), cosine in zip(self.dots.items(), cosines, strict=True)
+                for (first, second), cosine in zip(pairs, cosines, strict=True)
             ],
         }  # fmt: skip
 

@@ -37,6 +37,8 @@ def merge_once(setting: Setting, do: Do) -> list[Distilled]:
     merged = merge_step(
         setting.spec, setting.start, branches, label=f"merge once, seed {setting.seed}",
         facts={"method": "merge_once", "seed": setting.seed, "round": last, "budget": setting.budget},
+        round_index=last, seed=setting.seed, corpora=setting.corpora, corpus_names=setting.teachers,
+        qualities=_qualities(setting),
     )  # fmt: skip
     do(merged)
     return [
@@ -68,8 +70,10 @@ def _alternate(setting: Setting, do: Do, method: str, corpora: Step, corpus_of: 
         for branch in branches.values():
             do(branch)
         merged = merge_step(
-            spec, student, branches, label=f"merge, {method} {where}", facts={**facts, "seed": setting.seed}
-        )
+            spec, student, branches, label=f"merge, {method} {where}", facts={**facts, "seed": setting.seed},
+            round_index=round_index, seed=setting.seed, previous=merges[-1][1] if merges else None, corpora=corpora,
+            corpus_names=list(corpus_of.values()), qualities=_qualities(setting),
+        )  # fmt: skip
         do(merged)
         student = StudentAt(merged)
         rounds[round_index] = student
@@ -77,3 +81,11 @@ def _alternate(setting: Setting, do: Do, method: str, corpora: Step, corpus_of: 
         merges.append((round_index, merged))
     path_steps = {round_index: round_index * spec.steps_per_round for round_index in rounds}
     return Distilled(method, rounds, path_steps, tuple(all_branches), tuple(merges))
+
+
+def _qualities(setting: Setting) -> dict[str, Step] | None:
+    """Each teacher's verdicts, where merge weights follow them. A shuffled part is weighed as the teacher whose place
+    it takes."""
+    if setting.spec.merge.weights_by is None:
+        return None
+    return {name: setting.corpora.parent(f"verdicts/{name}") for name in setting.teachers}

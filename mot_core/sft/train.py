@@ -5,89 +5,164 @@ Oracle: TRL's SFTTrainer on the same data in the same order gives the same losse
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.nn import functional
 
 from mot_core.errors import TrainingError
 from mot_core.identity import derive_seed
 from mot_core.sft.checkpoints import Checkpoints
-from mot_core.sft.tokens import IGNORED, Example, collate
+from mot_core.sft.layout import collate, passes_of
+from mot_core.sft.loss import CompletionLoss
+from mot_core.sft.optimizers import learning_rate_at, optimizer_for
+from mot_core.sft.ranks import Ranks, put_away, shard, whole
+from mot_core.sft.tokens import Example
+from mot_core.spec import Training
 
 StepLog = dict[str, float]
 
 
-def learning_rate_at(step: int, total_steps: int, peak: float, warmup_steps: int, schedule: str) -> float:
-    """The rate of a step (counted from 0) of a path of `total_steps`: linear warm-up, then the schedule."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[schedule]
+@dataclass(frozen=True)
+class Course:
+    """Where a branch stands on its path: the seed of its draws, its first step's number, and its place in the schedule."""
+
+    seed: int
+    first_step: int
+    first_scheduled: int
+    total_scheduled: int
 
 
-def completion_loss(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Mean cross-entropy in nats over labelled tokens, and their number. Position i predicts label i + 1."""
-    targets = labels_BL[:, 1:].reshape(-1)
-    num_tokens = int((targets != IGNORED).sum())
-    if num_tokens == 0:
-        raise TrainingError("a batch has no token that carries loss: its loss mask is all zero")
-    total = functional.cross_entropy(
-        logits_BLV[:, :-1].reshape(-1, logits_BLV.shape[-1]).float(), targets, ignore_index=IGNORED, reduction="sum"
-    )
-    return total / num_tokens, num_tokens
+@dataclass
+class Looks:
+    """What the early stop remembers: the lowest held-out loss, after which step, and the looks since."""
+
+    best_loss: float = math.inf
+    best_step: int = 0
+    misses: int = 0
+
+
+@dataclass
+class Trainee:
+    """A model in training: with its loss, its optimizer, and its process's place."""
+
+    model: Any
+    settings: Training
+    pad_id: int
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def __post_init__(self) -> None:
+        settings, ranks = self.settings, self.ranks
+        self.accelerator = Accelerator(cpu=ranks.device.type == "cpu")
+        self.model.train()
+        self.computed = CompletionLoss(
+            self.model, settings.loss, settings.loss_chunk_tokens, offload=settings.offload_activations
+        )
+        if ranks.count > 1:
+            shard(self.computed, getattr(self.model, "_no_split_modules", None) or (), settings.precision, ranks)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = optimizer_for(self.parameters, settings)
+
+    def loss_of(self, examples: list[Example], *, counts: bool = True) -> torch.Tensor:
+        """The summed loss of one forward pass."""
+        settings, device = self.settings, self.ranks.device
+        batch = collate(examples, settings.layout, self.pad_id, counts=counts).to(device)
+        # Sharded weights are cast as they are gathered.
+        cast = settings.precision == "bfloat16" and self.ranks.count == 1
+        with torch.autocast(device.type, torch.bfloat16) if cast else contextlib.nullcontext():
+            loss: torch.Tensor = self.computed(batch)
+        return loss
+
+    def passes(self, batch: list[Example]) -> list[tuple[list[Example], bool]]:
+        settings, ranks = self.settings, self.ranks
+        return passes_of(batch, settings.layout, settings.micro_batch_tokens, ranks.index, ranks.count)
+
+    def step(self, batch: list[Example], rate: float, name: str) -> StepLog:
+        """One optimizer step. Every token of the batch weighs the same, however the batch is split."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        num_tokens = sum(example.num_targets for example in batch)
+        if num_tokens <= 0:
+            raise TrainingError(f"{name}: no token of the batch carries loss, its loss mask is all zero")
+        loss_sum = 0.0
+        for examples, counts in self.passes(batch):
+            loss = self.loss_of(examples, counts=counts) / num_tokens
+            # Sharding takes the mean over processes, but each one's loss is a part of the batch's.
+            self.accelerator.backward(loss * self.ranks.count)
+            loss_sum += float(loss.detach())
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)))
+        (loss_value,) = self.ranks.sum([loss_sum])
+        if not math.isfinite(loss_value) or not math.isfinite(norm):
+            raise TrainingError(
+                f"{name}: loss is {loss_value}, gradient norm {norm}; expected finite numbers; "
+                "lower the learning rate or add warm-up"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "loss": loss_value, "grad_norm": norm, "learning_rate": rate, "tokens": num_tokens,
+            "input_tokens": sum(len(example.input_ids) for example in batch),
+        }  # fmt: skip
+
+    def held_out_loss(self, examples: list[Example]) -> float:
+        """The mean loss over the tokens of examples that are not trained on."""
+        size, total = self.settings.batch_size, 0.0
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(examples), size):
+                for part, counts in self.passes(examples[start : start + size]):
+                    total += float(self.loss_of(part, counts=counts))
+        put_away(self.computed)
+        self.model.train()
+        return self.ranks.sum([total])[0] / sum(example.num_targets for example in examples)
 
 
 def train(
-    model: Any, examples: list[Example], batches: list[list[int]], pad_id: int, settings: Any,
-    checkpoints: Checkpoints, *, seed: int, first_step: int, total_steps: int,
-    after_step: Callable[[int, StepLog], None],
+    trainee: Trainee, examples: list[Example], batches: list[list[int]], course: Course, checkpoints: Checkpoints,
+    after_step: Callable[[int, StepLog], None], held_out: Sequence[Example] = (),
 ) -> list[StepLog]:  # fmt: skip
     """Train in place, one optimizer step a batch; `after_step(steps done, log)` follows each.
 
     Raises:
         TrainingError: a loss or gradient that is not finite, with the step; the weights are not published.
     """
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
-    model.train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], betas=(settings["beta1"], settings["beta2"]),
-        weight_decay=settings["weight_decay"], fused=True,
-    )  # fmt: skip
-    done, log = checkpoints.load(model, optimizer)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    settings, ranks, stop = trainee.settings, trainee.ranks, trainee.settings.early_stop
+    done, log, remembered = checkpoints.load(trainee.model, trainee.optimizer)
+    looks = Looks(**remembered)
     for step in range(done, len(batches)):
+        if stop is not None and looks.misses >= stop.patience:
+            break
         rate = learning_rate_at(
-            first_step + step, total_steps, settings["learning_rate"], settings["warmup_steps"], settings["schedule"]
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        ids_BL, mask_BL, labels_BL = (
-            part.to(model.device) for part in collate([examples[index] for index in batches[step]], pad_id)
-        )
-        torch.manual_seed(derive_seed("step", seed, step))  # dropout repeats, and resumes, by step
-        logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
-        loss, num_tokens = completion_loss(logits_BLV, labels_BL)
-        accelerator.backward(loss)
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), settings["max_grad_norm"]))
-        loss_value = float(loss.detach())
-        if not math.isfinite(loss_value) or not math.isfinite(norm):
-            raise TrainingError(
-                f"step {first_step + step + 1}: loss is {loss_value}, gradient norm {norm}; expected finite numbers; "
-                "lower the learning rate or add warm-up"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        entry: StepLog = {
-            "step": first_step + step + 1, "loss": loss_value, "grad_norm": norm, "learning_rate": rate,
-            "tokens": num_tokens, "input_tokens": int(mask_BL.sum()),
-        }  # fmt: skip
+            course.first_scheduled + step, course.total_scheduled, settings.learning_rate, settings.warmup_steps,
+            settings.schedule,
+        )  # fmt: skip
+        # Dropout repeats, and resumes, by step; no two processes draw the same.
+        torch.manual_seed(derive_seed("step", course.seed, step, *([ranks.index] if ranks.index else [])))
+        number = course.first_step + step + 1
+        entry = {"step": number, **trainee.step([examples[index] for index in batches[step]], rate, f"step {number}")}
+        if stop is not None and ((step + 1) % stop.every_steps == 0 or step + 1 == len(batches)):
+            entry["held_out_loss"] = _look(trainee, list(held_out), looks, step + 1, checkpoints)
         log.append(entry)
         after_step(step + 1, entry)
-        if checkpoints.due() and step + 1 < len(batches):
-            checkpoints.save(step + 1, accelerator.unwrap_model(model), optimizer.optimizer, log)
-    model.eval()
+        # The first process's clock decides for all.
+        due = ranks.sum([float(ranks.first and checkpoints.due())])[0] > 0.0
+        if due and step + 1 < len(batches):
+            checkpoints.save(step + 1, trainee.model, trainee.optimizer, log, asdict(looks))
+    if stop is not None:
+        checkpoints.restore_best(trainee.model)
+    trainee.model.eval()
     return log
+
+
+def _look(trainee: Trainee, held_out: list[Example], looks: Looks, done: int, checkpoints: Checkpoints) -> float:
+    loss = trainee.held_out_loss(held_out)
+    if loss < looks.best_loss:
+        looks.best_loss, looks.best_step, looks.misses = loss, done, 0
+        checkpoints.keep_best(trainee.model)
+    else:
+        looks.misses += 1
+    return loss

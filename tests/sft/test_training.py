@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -12,29 +11,13 @@ import pytest
 import torch
 
 from mot_core.artifacts import Store, sha256_of
-from mot_core.corpus.tables import corpus_row, write_corpus
 from mot_core.errors import TrainingError
 from mot_core.models import load_tokenizer
-from mot_core.runner import RunSettings
-from mot_core.sft.tokens import IGNORED, Example, batch_schedule, collate, tokenize
-from mot_core.sft.train import completion_loss, learning_rate_at
-from mot_core.steps import Step
-from tests.contexts import publish, run
+from mot_core.sft.layout import IGNORED, collate
+from mot_core.sft.optimizers import learning_rate_at
+from mot_core.sft.tokens import Example, batch_schedule, tokenize, within_limit
 from tests.pico import style_of
-
-QUESTIONS = ["12+34-5", "50+41+3", "2*31+7-11", "99-9+10-20", "11+22+33+44", "75-25", "10+9", "3*11+4", "61-2*15"]
-TRAINING = {
-    "learning_rate": 1e-2, "batch_size": 2, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.01,
-    "beta1": 0.9, "beta2": 0.95, "max_grad_norm": 1.0, "max_example_tokens": 192,
-}  # fmt: skip
-
-
-def row(question: str, teacher: str = "ann", style: str = "running-total") -> dict[str, Any]:
-    verdict = {
-        "problem_id": f"p-{question}", "family": "sums", "text": style_of(question, style), "key": f"{teacher}-{question}",
-        "num_tokens": 9,
-    }  # fmt: skip
-    return corpus_row(verdict, question, teacher)
+from tests.sft.branches import QUESTIONS, branch, log_of, row
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +26,17 @@ def tokenizer(pico_models: Path) -> Any:
 
 
 def test_exactly_the_completion_with_its_end_carries_loss(tokenizer: Any) -> None:
-    example = tokenize(tokenizer, row("12+34-5"), 192)
+    example = tokenize(tokenizer, row("12+34-5"))
     completion = example.input_ids[example.prompt_length :]
     assert tokenizer.decode(example.input_ids[: example.prompt_length]) == "<|user|>12+34-5<|end|><|assistant|>"
     assert tokenizer.decode(completion) == style_of("12+34-5", "running-total") + "<|end|>"
     assert completion[-1] == tokenizer.eos_token_id and example.completion_tokens == len(completion)
 
     short = Example([5, 6, 7], 2)
-    ids, mask, labels = collate([example, short], pad_id=0)
+    batch = collate([example, short], "padded", pad_id=0)
+    ids, mask, labels = batch.ids_BL, batch.mask_BL, batch.labels_BL
     length = len(example.input_ids)
-    assert ids.shape == mask.shape == labels.shape == (2, length)
+    assert mask is not None and ids.shape == mask.shape == labels.shape == (2, length)
     assert labels[0].tolist() == [IGNORED] * example.prompt_length + completion
     assert (ids[1].tolist(), mask[1].tolist(), labels[1].tolist()) == (
         [5, 6, 7] + [0] * (length - 3), [1, 1, 1] + [0] * (length - 3), [IGNORED, IGNORED, 7] + [IGNORED] * (length - 3),
@@ -60,19 +44,52 @@ def test_exactly_the_completion_with_its_end_carries_loss(tokenizer: Any) -> Non
 
 
 def test_an_end_token_that_is_the_pad_token_still_carries_loss() -> None:
-    _, mask, labels = collate([Example([5, 1, 9, 1], 2), Example([5, 9], 1)], pad_id=1)
-    assert labels.tolist() == [[IGNORED, IGNORED, 9, 1], [IGNORED, 9, IGNORED, IGNORED]]
-    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    batch = collate([Example([5, 1, 9, 1], 2), Example([5, 9], 1)], "padded", pad_id=1)
+    assert batch.labels_BL.tolist() == [[IGNORED, IGNORED, 9, 1], [IGNORED, 9, IGNORED, IGNORED]]
+    assert batch.mask_BL is not None and batch.mask_BL.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
 def test_nothing_is_cut_silently(tokenizer: Any) -> None:
-    length = len(tokenize(tokenizer, row("12+34-5"), 192).input_ids)
-    assert len(tokenize(tokenizer, row("12+34-5"), length).input_ids) == length
+    example = tokenize(tokenizer, row("12+34-5"))
+    length = len(example.input_ids)
+    assert within_limit([example], length, "error").examples == [example]
     told = (
         rf"rationale of ann on p-12\+34-5: {length} tokens, over training\.max_example_tokens = {length - 1}; raise it"
     )
     with pytest.raises(TrainingError, match=told):
-        tokenize(tokenizer, row("12+34-5"), length - 1)
+        within_limit([example], length - 1, "error")
+
+
+def test_what_the_limit_does_is_counted() -> None:
+    short, long, prompt = Example([1, 2, 3], 1), Example([1, 2, 3, 4, 5], 2), Example([1, 2, 3, 4, 5], 4)
+    dropped = within_limit([short, long, prompt], 4, "drop")
+    assert (dropped.examples, dropped.num_dropped, dropped.num_cut) == ([short], 2, 0)
+    cut = within_limit([short, long, prompt], 4, "cut")
+    # Of the third only its prompt would be left, which nothing can be learnt from.
+    assert (cut.examples, cut.num_dropped, cut.num_cut) == ([short, Example([1, 2, 3, 4], 2)], 1, 1)
+    assert [one.num_targets for one in cut.examples] == [2, 2]
+    with pytest.raises(TrainingError, match="none of 2 examples is within training.max_example_tokens = 2; raise it"):
+        within_limit([short, long], 2, "drop")
+
+
+def test_a_branch_reports_what_the_limit_did(pico_models: Path, tmp_path: Path) -> None:
+    lengths = [len(tokenize(load_tokenizer(str(pico_models / "student")), row(one)).input_ids) for one in QUESTIONS]
+    limit = sorted(lengths)[-3]
+    over = sum(length > limit for length in lengths)
+    assert over == 2
+    student, counts = pico_models / "student", []
+    for choice in ("drop", "cut"):
+        made = branch(Store(tmp_path / choice).open(), student, max_example_tokens=limit, too_long=choice, num_steps=1)
+        counts.append([made.counts[name] for name in ("num_examples", "num_dropped_long", "num_cut_long")])
+    assert counts == [[9 - over, over, 0], [9, 0, over]]
+    with pytest.raises(TrainingError, match="over training.max_example_tokens"):
+        branch(Store(tmp_path / "error").open(), student, max_example_tokens=limit, num_steps=1)
+
+
+def test_a_first_token_is_predicted_by_nothing() -> None:
+    bare = Example([7, 8, 9], 0)
+    assert bare.num_targets == 2
+    assert collate([bare, bare], "packed", 0).labels_BL.tolist() == [[IGNORED, 8, 9, IGNORED, 8, 9]]
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(16, 4), (10, 4), (3, 8), (1, 2)])
@@ -104,42 +121,6 @@ def test_learning_rates() -> None:
     assert learning_rate_at(0, 10, 0.3, 0, "constant") == 0.3
 
 
-def test_the_loss_by_hand() -> None:
-    # Two rows of three positions over two tokens; position i predicts label i + 1.
-    logits = torch.zeros(2, 3, 2)
-    logits[0, 1] = torch.tensor([0.0, math.log(3.0)])
-    labels = torch.tensor([[IGNORED, IGNORED, 1], [IGNORED, 0, IGNORED]])
-    loss, num_tokens = completion_loss(logits, labels)
-    assert num_tokens == 2
-    assert float(loss) == pytest.approx((-math.log(0.75) - math.log(0.5)) / 2)
-    with pytest.raises(TrainingError, match="no token that carries loss"):
-        completion_loss(logits, torch.full((2, 3), IGNORED))
-
-
-def branch(
-    store: Store, student: Path, *, settings: RunSettings | None = None, num_steps: int = 6, corpora: tuple[str, ...] = ("ann",),
-    snapshot_steps: tuple[int, ...] = (), **training: Any,
-) -> Any:  # fmt: skip
-    """A branch on the corpora `ann` and `bob` of the questions above."""
-
-    def write(to: Path) -> None:
-        write_corpus(to / "ann.parquet", [row(question) for question in QUESTIONS])
-        write_corpus(to / "bob.parquet", [row(question, "bob", "tens-and-ones") for question in QUESTIONS])
-
-    parent = publish(store, Step("corpora", {}), write)
-    spec = {
-        "student": "s", "corpora": list(corpora), "training": {**TRAINING, **training}, "order_seed": 5, "first_step": 0,
-        "num_steps": num_steps, "total_steps": 6, "snapshot_steps": list(snapshot_steps),
-    }  # fmt: skip
-    extra = {"settings": settings} if settings else {}
-    locators = {"student": str(student), "student_revision": None}
-    return run(store, "branch", spec, (("corpora", parent),), locators, **extra)
-
-
-def log_of(made: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (made.path / "training.jsonl").read_text().splitlines()]
-
-
 def test_a_branch_learns_and_logs_every_step(pico_models: Path, tmp_path: Path) -> None:
     made = branch(Store(tmp_path).open(), pico_models / "student", num_steps=6, snapshot_steps=(2, 4))
     log = log_of(made)
@@ -155,42 +136,6 @@ def test_a_branch_learns_and_logs_every_step(pico_models: Path, tmp_path: Path) 
     assert len(hashes) == 3 and len(list((made.path / "snapshots").iterdir())) == 2
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_resumed_training_is_bit_identical(pico_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mot_core.sft.checkpoints as module
-
-    often = RunSettings(threads=1, checkpoint_seconds=0.0)
-    whole = branch(Store(tmp_path / "whole").open(), pico_models / "student", settings=often, snapshot_steps=(2,))
-    store = Store(tmp_path / "broken").open()
-    save = module.Checkpoints.save
-    attempts = []
-
-    def die_after(limit: int) -> None:
-        def save_and_die(self: Any, step: int, *rest: Any) -> None:
-            save(self, step, *rest)
-            attempts.append(step)
-            if step == limit:
-                raise Killed
-
-        monkeypatch.setattr(module.Checkpoints, "save", save_and_die)
-
-    for limit in (3, 4):
-        die_after(limit)
-        with pytest.raises(Killed):
-            branch(store, pico_models / "student", settings=often, snapshot_steps=(2,))
-    monkeypatch.setattr(module.Checkpoints, "save", save)
-    resumed = branch(store, pico_models / "student", settings=often, snapshot_steps=(2,))
-    assert attempts == [1, 2, 3, 4], "the second attempt did not begin again"
-    assert sha256_of(resumed.path / "model.safetensors") == sha256_of(whole.path / "model.safetensors")
-    assert log_of(resumed) == log_of(whole)
-    # A snapshot that was taken before the kill must not be lost.
-    snapshot = "snapshots/step-2/model.safetensors"
-    assert sha256_of(resumed.path / snapshot) == sha256_of(whole.path / snapshot)
-
-
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(pico_models: Path, tmp_path: Path) -> None:
     from mot_core.models import load_model
     from mot_core.sft.checkpoints import Checkpoints
@@ -201,14 +146,16 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(pico_models:
     checkpoints.save(1, model, optimizer, [{"step": 1}])
     torn = tmp_path / ".checkpoint-new"
     torn.mkdir()
-    (torn / "model.safetensors").write_text("half")
-    assert checkpoints.load(model, optimizer) == (1, [{"step": 1}])
+    (torn / "model-0.safetensors").write_text("half")
+    assert checkpoints.load(model, optimizer) == (1, [{"step": 1}], {})
     checkpoints.save(2, model, optimizer, [])
-    assert checkpoints.load(model, optimizer) == (2, [])
+    assert checkpoints.load(model, optimizer) == (2, [], {})
+    # Its sums would be in another order.
+    assert Checkpoints(tmp_path, 0.0, layout={"layout": "packed"}).load(model, optimizer) == (0, [], {})
 
 
 def test_the_union_sees_both_corpora(pico_models: Path, tmp_path: Path) -> None:
-    made = branch(Store(tmp_path).open(), pico_models / "student", corpora=("ann", "bob"))
+    made = branch(Store(tmp_path).open(), pico_models / "student", names=("ann", "bob"))
     assert made.counts["num_examples"] == 18
 
 

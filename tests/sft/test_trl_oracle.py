@@ -10,9 +10,11 @@ import torch
 
 from mot_core.models import load_model, load_tokenizer
 from mot_core.sft.checkpoints import Checkpoints
+from mot_core.sft.students import load_student
 from mot_core.sft.tokens import batch_schedule, tokenize
-from mot_core.sft.train import train
-from tests.sft.test_training import QUESTIONS, row
+from mot_core.sft.train import Course, Trainee, train
+from mot_core.spec import Training
+from tests.sft.branches import QUESTIONS, row
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -20,6 +22,12 @@ NUM_STEPS, BATCH_SIZE, RATE = 8, 3, 3e-3
 SETTINGS = {
     "learning_rate": RATE, "batch_size": BATCH_SIZE, "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.01,
     "beta1": 0.9, "beta2": 0.95, "max_grad_norm": 1.0, "max_example_tokens": 192,
+}  # fmt: skip
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "as it is by default": {},
+    "packed, in several passes, by the chunk": {
+        "layout": "packed", "micro_batch_tokens": 100, "loss": "chunked", "loss_chunk_tokens": 7, "gradient_checkpointing": True
+    },
 }  # fmt: skip
 
 
@@ -48,16 +56,18 @@ def trl_losses(
     return [entry["loss"] for entry in history], [entry["learning_rate"] for entry in history]
 
 
-def test_losses_and_weights_are_trls(pico_models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_and_weights_are_trls(pico_models: Path, tmp_path: Path, layout: str) -> None:
     place = str(pico_models / "student")
     tokenizer = load_tokenizer(place)
-    examples = [tokenize(tokenizer, row(question), 192) for question in QUESTIONS]
+    examples = [tokenize(tokenizer, row(question)) for question in QUESTIONS]
     batches = batch_schedule([len(example.input_ids) for example in examples], BATCH_SIZE, NUM_STEPS, seed=1)
 
-    ours = load_model(place, None, "cpu")
+    settings = Training.model_validate({**SETTINGS, **LAYOUTS[layout]})
+    ours = load_student(place, None, "cpu", settings, seed=1)
     log = train(
-        ours, examples, batches, tokenizer.pad_token_id, SETTINGS, Checkpoints(tmp_path, 1e9), seed=1, first_step=0,
-        total_steps=NUM_STEPS, after_step=lambda done, entry: None,
+        Trainee(ours, settings, tokenizer.pad_token_id), examples, batches, Course(1, 0, 0, NUM_STEPS),
+        Checkpoints(tmp_path, 1e9), after_step=lambda done, entry: None,
     )  # fmt: skip
 
     rows = [
