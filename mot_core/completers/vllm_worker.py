@@ -38,6 +38,8 @@ SHARED_MEMORY = re.compile(r"/dev/shm/(psm_|sem\.mp-|vllm)\S*")
 """Named by multiprocessing and by vLLM, which leaves 160 MiB a killed engine of several processes."""
 TELL_SECONDS = 0.5
 """Between two messages that only count tokens."""
+ROWS_SECONDS = 0.1
+"""Between two messages with rows, while there is more to write."""
 
 
 def main() -> None:
@@ -207,15 +209,15 @@ def run_engine(inbox: Inbox, outbox: Outbox) -> None:
 
 
 def serve(vllm: Any, loaded: Any, inbox: Inbox, outbox: Outbox, commands: list[dict[str, Any]] | None) -> None:
-    """Ask what comes, step the engine, tell what ended in each step, until no more can come."""
+    """Ask what comes, step the engine, tell what has ended, until no more can come."""
     from vllm.sampling_params import RequestOutputKind
 
     engine = loaded.llm_engine
     written: dict[str, list[int]] = {}
     sampling: dict[str, Any] = {}
-    tokens, told = 0, time.monotonic()
+    tokens, told, told_rows = 0, time.monotonic(), 0.0
+    rows: list[list[Any]] = []
     while commands is not None:
-        rows: list[list[Any]] = []
         for command in commands:
             if "sampling" in command:
                 sampling = command["sampling"]
@@ -231,15 +233,23 @@ def serve(vllm: Any, loaded: Any, inbox: Inbox, outbox: Outbox, commands: list[d
             except ValueError as error:
                 rows.append([command["id"], [], "failed", f"vLLM refused it: {error}"])
         if written:
-            for output in engine.step():
+            try:
+                outputs = engine.step()
+            except Exception:
+                outbox.tell({"tokens": tokens, "rows": rows})  # what has ended before a failure counts
+                raise
+            for output in outputs:
                 tokens += len(output.outputs[0].token_ids)
                 written[output.request_id] += output.outputs[0].token_ids
                 if output.finished:
                     rows.append(row_of(output, written.pop(output.request_id)))
         now = time.monotonic()
-        if rows or (tokens and now - told > TELL_SECONDS):
+        # Told together: whoever wakes for each row takes a core from the engine's threads, which wait for each other.
+        due = now - told_rows > ROWS_SECONDS or not written
+        if (rows and due) or (tokens and now - told > TELL_SECONDS):
             outbox.tell({"tokens": tokens, "rows": rows})
-            tokens, told = 0, now
+            told_rows = now if rows else told_rows
+            tokens, rows, told = 0, [], now
         commands = inbox.take(wait=not written)
 
 
