@@ -3,15 +3,15 @@ so that what is generated here is never paid for again there."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from flows.run import Announce, RunOptions
-from mot_core.artifacts import Store, explain_disk_errors, read_jsonl, write_jsonl
+from mot_core.artifacts import Store
 from mot_core.completers.base import COMPLETERS
 from mot_core.completers.stage import ROWS
 from mot_core.dag import completions_step, problems_step
+from mot_core.files import explain_disk_errors, read_jsonl, whole_file, write_jsonl
 from mot_core.spec import Generation, ProblemSource, Teacher
 from mot_core.steps import Step
 from mot_core.workers.pool import WorkerPool
@@ -52,11 +52,10 @@ def generate(
         }
         for row in read_jsonl(store.object_dir(completions.identity) / ROWS)
     ]  # fmt: skip
-    with explain_disk_errors(f"{out}"):
+    with explain_disk_errors(str(out)):
         out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        write_jsonl(unfinished, rows)
-        unfinished.replace(out)
+        with whole_file(out) as unfinished:
+            write_jsonl(unfinished, rows)
     return {**counts, "num_problems": len(by_id)}
 
 

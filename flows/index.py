@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.experiment import Outline
-from mot_core.artifacts import sha256_of
+from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
 from mot_core.provenance import git_commit, host_facts, package_versions
 from mot_core.spec import Experiment

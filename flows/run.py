@@ -18,8 +18,9 @@ from typing import Any
 
 from flows.experiment import Outline, experiment
 from flows.index import final_students, index_of
-from mot_core.artifacts import Published, Store, explain_disk_errors, write_atomically
+from mot_core.artifacts import Published, Store
 from mot_core.errors import SpecError
+from mot_core.files import explain_disk_errors, write_atomically
 from mot_core.prepare import prepare
 from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment

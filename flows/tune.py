@@ -11,7 +11,8 @@ from typing import Any
 
 from flows.experiment import Outline
 from flows.run import Announce, RunOptions, invocation_for, outline_of
-from mot_core.artifacts import Store, write_atomically
+from mot_core.artifacts import Store
+from mot_core.files import write_atomically
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.prepare import prepare
 from mot_core.spec import TRAINED_METHODS, Experiment

@@ -14,8 +14,6 @@ Invariant: a step exists if and only if its manifest does, and a published step'
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
 import logging
 import os
@@ -28,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.errors import StoreError
+from mot_core.files import explain_disk_errors, sha256_of, sync_directory, sync_file, write_atomically
 from mot_core.locks import FileLock, Lock
 from mot_core.steps import Step
 
@@ -233,80 +232,8 @@ def _clear(work_dir: Path, scratch: bool) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def sha256_of(path: Path) -> str:
-    """The hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary neighbour, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    with path.open() as file:
-        return [json.loads(line) for line in file]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w") as file:
-        file.writelines(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
-
-
 def find_all(store: Store, identities: list[str]) -> dict[str, Published | None]:
     """`Store.find` for many steps at once; hashing releases the interpreter, so threads help."""
     unique = list(dict.fromkeys(identities))
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(unique, pool.map(store.find, unique), strict=True))
-
-
-_DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; free some space, then run the same command again: it goes on where it was",
-    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
-    errno.EROFS: "the file system is read-only; give a --store that can be written",
-    errno.EACCES: "permission denied; give a --store that this user can write",
-    errno.EPERM: "permission denied; give a --store that this user can write",
-    errno.ENOTDIR: "a part of the path is a file, not a directory; give another --store",
-}
-
-
-@contextlib.contextmanager
-def explain_disk_errors(what: str) -> Iterator[None]:
-    """Turn the disk's own errors into ones that say what to do."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            raise StoreError(f"{what}: {_DISK_ERRORS[error.errno]} ({error.filename or error})") from error
-        raise
-    except Exception as error:
-        # safetensors reports the disk's errors as its own type, with the number in the text.
-        if "os error 28" in str(error):
-            raise StoreError(f"{what}: {_DISK_ERRORS[errno.ENOSPC]} ({error})") from error
-        raise

@@ -7,15 +7,15 @@ weights, and a licence's wording makes none.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import MANIFEST, Manifest, Store, explain_disk_errors
+from mot_core.artifacts import MANIFEST, Manifest, Store
 from mot_core.corpus.card import CARD, student_card
 from mot_core.corpus.licenses import Origin
 from mot_core.errors import StoreError
+from mot_core.files import whole_directory
 from mot_core.runs import read_index
 from mot_core.spec import nearest
 
@@ -44,20 +44,11 @@ def export_student(
     source = store.object_dir(place["identity"]) / (place["subdirectory"] or "")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise StoreError(f"{out_dir} is not empty; give a new directory")
-    with explain_disk_errors(str(out_dir)):
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
-        unfinished.mkdir()
-        try:
-            for path in sorted(source.iterdir()):
-                if path.is_file() and path.suffix in _LOADED and path.name not in _OUR_OWN:
-                    shutil.copyfile(path, unfinished / path.name)
-            (unfinished / CARD).write_text(card_of(store, index, student))
-            if out_dir.exists():
-                out_dir.rmdir()
-            unfinished.replace(out_dir)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_directory(out_dir, sync=False) as unfinished:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.suffix in _LOADED and path.name not in _OUR_OWN:
+                shutil.copyfile(path, unfinished / path.name)
+        (unfinished / CARD).write_text(card_of(store, index, student))
     return out_dir
 
 

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import MANIFEST, STORE_FORMAT, Store, read_jsonl, sha256_of, write_atomically
+from mot_core.artifacts import MANIFEST, STORE_FORMAT, Store
 from mot_core.completers.base import Completion
 from mot_core.completers.journal import Journal, journal_dir
 from mot_core.completers.stage import ROWS, journal_scope
 from mot_core.errors import StoreError
+from mot_core.files import read_jsonl, sha256_of, write_atomically
 from mot_core.identity import fingerprint
 
 Tell = Callable[[str], None]

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.errors import CorpusError
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.problems import normal_question
 from mot_core.runner import StepContext
 

@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mot_core.artifacts import Published, Store, read_jsonl
+from mot_core.artifacts import Published, Store
 from mot_core.dag import overlap_step
+from mot_core.files import read_jsonl
 from mot_core.overlap import HITS
 from mot_core.runner import ModelCache, RunSettings, run_step
 from mot_core.spec import Experiment

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mot_core.artifacts import Store, read_jsonl
+from mot_core.artifacts import Store
+from mot_core.files import read_jsonl
 from mot_core.problems import Problem
 from mot_core.prompts import Rationale, assistant_message, opening_mark, render_example, render_prompt, user_messages
 from mot_core.spec import Endpoint, Experiment, Teacher

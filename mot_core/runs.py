@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import Store, write_atomically
+from mot_core.artifacts import Store
 from mot_core.errors import StoreError
+from mot_core.files import write_atomically
 from mot_core.spec import nearest
 
 INDEX, SUMMARY = "index.json", "summary.json"

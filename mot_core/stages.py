@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import write_jsonl
 from mot_core.columns import Reader, kept_by
 from mot_core.errors import ProblemError
+from mot_core.files import write_jsonl
 from mot_core.grading.pool import GradingPool
 from mot_core.grading.verdicts import GradeItem, Verdict
 from mot_core.problems import Problem, normal_question

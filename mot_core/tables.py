@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mot_core.artifacts import Manifest, Store, read_jsonl
+from mot_core.artifacts import Manifest, Store
 from mot_core.comparison import comparison_rows
 from mot_core.errors import StoreError
 from mot_core.evaluation.ensemble import ensemble_rows
 from mot_core.evaluation.metrics import problem_scores, summarize
+from mot_core.files import read_jsonl
 from mot_core.grading.verdicts import Verdict
 from mot_core.results import TABLE_COLUMNS, Results
 from mot_core.runs import find_run_dir, read_index

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import sha256_of
 from mot_core.errors import ModelError, ProblemError, SpecError
+from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
 from mot_core.spec import (
     BUILTIN_METHODS,

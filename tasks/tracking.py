@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import Store, write_atomically
+from mot_core.artifacts import Store
+from mot_core.files import write_atomically
 from mot_core.locks import FileLock
 from mot_core.provenance import without_credentials
 from mot_core.runs import read_index

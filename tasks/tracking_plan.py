@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import Manifest, Store, sha256_of
+from mot_core.artifacts import Manifest, Store
 from mot_core.errors import StoreError
+from mot_core.files import sha256_of
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.runs import SUMMARY, read_index
 from tasks.tracking_records import Input, PlannedRun, StudentModel, flatten, metric_name, short_text

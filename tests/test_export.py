@@ -9,9 +9,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.run import RunOptions, run
-from mot_core.artifacts import Store, sha256_of
+from mot_core.artifacts import Store
 from mot_core.errors import StoreError
 from mot_core.export import export_student
+from mot_core.files import sha256_of
 from mot_core.tables import load_results
 from tests.pico import pico_document, pico_experiment
 

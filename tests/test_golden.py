@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mot_core.artifacts import Published, Store, read_jsonl, sha256_of
+from mot_core.artifacts import Published, Store
 from mot_core.corpus.tables import read_corpus
+from mot_core.files import read_jsonl, sha256_of
 from mot_core.identity import ALGORITHM_VERSIONS, canonical_json
 from mot_core.steps import Step
 from tests.contexts import run

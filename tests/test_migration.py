@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from mot_core.artifacts import MANIFEST, Store, read_jsonl, sha256_of, write_jsonl
+from mot_core.artifacts import MANIFEST, Store
 from mot_core.completers.base import Request
 from mot_core.errors import StoreError
+from mot_core.files import read_jsonl, sha256_of, write_jsonl
 from mot_core.migration import migrate
 from tests.completers.test_stage import SAMPLING, Desk
 

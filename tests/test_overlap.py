@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mot_core.artifacts import Published, Store, read_jsonl
+from mot_core.artifacts import Published, Store
 from mot_core.errors import CorpusError
+from mot_core.files import read_jsonl
 from mot_core.lab.families import draw_problems
 from mot_core.overlap import Held, Hit, words_of
 from mot_core.problems import Problem

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mot_core.artifacts import Store, read_jsonl
+from mot_core.artifacts import Store
 from mot_core.errors import ProblemError
+from mot_core.files import read_jsonl
 from mot_core.problems import Problem, normal_question, problem_id_of
 from mot_core.stages import problems_from
 from mot_core.world import files_identity

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import mot_core.artifacts
-from mot_core.artifacts import MANIFEST, Store, sha256_of, write_atomically
+from mot_core.artifacts import MANIFEST, Store
 from mot_core.errors import StoreError
+from mot_core.files import sha256_of, write_atomically
 from mot_core.identity import ALGORITHM_VERSIONS
 from mot_core.steps import Step
 from tests.processes import ROOT, wait_until

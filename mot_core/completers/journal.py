@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import Store, sync_directory, write_atomically
+from mot_core.artifacts import Store
 from mot_core.completers.base import Completion
 from mot_core.errors import StoreError
+from mot_core.files import sync_directory, write_atomically
 from mot_core.identity import fingerprint
 
 SYNC_SECONDS = 1.0

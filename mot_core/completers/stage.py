@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.completers.base import Completer, Completion, Request, Source, batches_of, completer_class
 from mot_core.completers.journal import Journal, journal_dir
 from mot_core.errors import CompletionError
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.identity import fingerprint
 from mot_core.runner import StepContext
 from mot_core.spec import Sampling

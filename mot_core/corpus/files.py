@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +28,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from mot_core.artifacts import explain_disk_errors, sync_directory, sync_file
 from mot_core.corpus.build import Builder, Inputs, check_corpus_names
 from mot_core.corpus.candidates import Candidate, Progress, lines_of, storable
 from mot_core.corpus.card import CARD
@@ -39,6 +36,7 @@ from mot_core.corpus.ledger import LEDGER, REJECTIONS
 from mot_core.corpus.student import Student
 from mot_core.corpus.tables import COVERAGE
 from mot_core.errors import CorpusError
+from mot_core.files import whole_directory
 from mot_core.grading.verdicts import Verdict
 from mot_core.problems import problem_id_of
 from mot_core.spec import Corpus, Name, local_directory
@@ -73,7 +71,7 @@ def build_from_files(
         pass_rates((one.problem_id, one.verdict, one.finish_reason) for one in tried),
     )  # fmt: skip
     builder = Builder(inputs, corpus, _student(student), progress)
-    with _written_whole(out_dir, made_before) as unfinished:
+    with whole_directory(out_dir, replaces=made_before) as unfinished:
         return builder.build(unfinished)
 
 
@@ -270,25 +268,3 @@ def _require_free(out_dir: Path) -> bool:
     raise CorpusError(
         f"{out_dir} holds files that were not made here, e.g. {min(found)!r}; give a new or empty directory"
     )
-
-
-@contextlib.contextmanager
-def _written_whole(out_dir: Path, replaces: bool) -> Iterator[Path]:
-    """A neighbour to write into, which becomes the directory once everything is in it."""
-    unfinished = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
-    replaced = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
-    with explain_disk_errors(f"{out_dir}"):
-        unfinished.mkdir(parents=True)
-        try:
-            yield unfinished
-            for path in unfinished.iterdir():
-                sync_file(path)
-            if replaces:
-                out_dir.rename(replaced)
-            unfinished.rename(out_dir)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        sync_directory(out_dir.parent)
-        if replaces:
-            shutil.rmtree(replaced)

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import write_jsonl
 from mot_core.corpus.candidates import Candidate
+from mot_core.files import write_jsonl
 
 LEDGER, REJECTIONS = "ledger.json", "rejections.jsonl"
 _REASON_CHARACTERS = 300

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mot_core.artifacts import read_jsonl
 from mot_core.corpus.build import Builder, Inputs, check_corpus_names
 from mot_core.corpus.candidates import read_candidates
 from mot_core.corpus.filters import pass_rates
 from mot_core.corpus.student import Student
+from mot_core.files import read_jsonl
 from mot_core.grading.stage import VERDICTS
 from mot_core.runner import StepContext
 from mot_core.spec import Corpus

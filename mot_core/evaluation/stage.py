@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.completers.base import Request
 from mot_core.completers.stage import ROWS, Ask, journal_scope, obtain_completions
 from mot_core.evaluation.metrics import problem_scores, summarize
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.grading.stage import graded_rows
 from mot_core.runner import StepContext
 

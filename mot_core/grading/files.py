@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import sync_directory
 from mot_core.errors import GradingError, SpecError
+from mot_core.files import whole_file
 from mot_core.grading.pool import MEMORY_BYTES, SECONDS, GradingPool
 from mot_core.grading.verdicts import GRADERS, GradeItem
 from mot_core.steps import check_import_path
@@ -41,25 +40,20 @@ def grade_file(
     total = check_rows(in_path)
     if out_path.resolve() == in_path.resolve():
         raise GradingError(f"{out_path} is both input and output; give another file to write")
-    temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
     counts: Counter[str] = Counter()
-    try:
-        with temporary.open("wb") as out, GradingPool(num_workers, seconds, memory_bytes) as pool:
-            rows = (row for _, row in _rows(in_path))
-            while batch := list(itertools.islice(rows, _BATCH)):
-                before = sum(counts.values())
-                told = None if progress is None else _told(progress, before, total)
-                for row, graded in zip(batch, pool.grade(list(map(_item, batch)), told), strict=True):
-                    added = (graded.verdict.value, graded.extracted, graded.seconds, graded.detail)
-                    out.write(_line({**row, **dict(zip(_ADDED, added, strict=True))}))
-                    counts[graded.verdict.value] += 1
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(out_path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(out_path.parent)
+    with (
+        whole_file(out_path) as unfinished,
+        unfinished.open("wb") as out,
+        GradingPool(num_workers, seconds, memory_bytes) as pool,
+    ):
+        rows = (row for _, row in _rows(in_path))
+        while batch := list(itertools.islice(rows, _BATCH)):
+            before = sum(counts.values())
+            told = None if progress is None else _told(progress, before, total)
+            for row, graded in zip(batch, pool.grade(list(map(_item, batch)), told), strict=True):
+                added = (graded.verdict.value, graded.extracted, graded.seconds, graded.detail)
+                out.write(_line({**row, **dict(zip(_ADDED, added, strict=True))}))
+                counts[graded.verdict.value] += 1
     return dict(counts)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.completers.base import Request
 from mot_core.completers.stage import Ask, journal_scope, obtain_completions
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.grading.judge import disagreement, judge_prompt, parse_reply
 from mot_core.grading.stage import VERDICTS
 from mot_core.runner import StepContext

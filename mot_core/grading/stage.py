@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.completers.stage import ROWS
 from mot_core.errors import GradingError
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.grading.pool import GradingPool
 from mot_core.grading.verdicts import Graded, GradeItem, Verdict
 from mot_core.runner import StepContext

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import explain_disk_errors, write_atomically
 from mot_core.errors import MergeError
+from mot_core.files import whole_directory, write_atomically
 from mot_core.merging.apply import Share
 from mot_core.merging.card import CARD, Lineage, card_text
 from mot_core.merging.mergekit import ByTensor
@@ -60,19 +60,8 @@ def merge(
         raise MergeError(f"{out_dir} exists and is not empty; expected a new or an empty directory")
     start = inspect("base", _directory(recipe.base, recipe.base_revision)) if recipe.base is not None else None
     branches = [inspect(one.name, _directory(one.model, one.revision)) for one in recipe.branches]
-    with explain_disk_errors(f"{out_dir}"):
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out_dir.parent / f".{out_dir.name}.{os.getpid()}.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            warnings, diagnostics = _write(recipe, by_tensor, start, branches, unfinished, progress, threads)
-            if out_dir.exists():
-                out_dir.rmdir()
-            unfinished.replace(out_dir)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+    with whole_directory(out_dir, sync=False) as unfinished:
+        warnings, diagnostics = _write(recipe, by_tensor, start, branches, unfinished, progress, threads)
     files = sorted(out_dir.glob("*.safetensors"))
     return Merged(
         out_dir, sum(len(read_header(path, "merged")[0]) for path in files), sum(path.stat().st_size for path in files),

@@ -92,7 +92,7 @@ def _weights(context: StepContext, names: list[str]) -> list[float]:
     """The spec's weights, or the teachers' shares of right rationales, scaled to sum to one."""
     if context.spec["weights"] != "teacher_accuracy":
         return list(context.spec["weights"])
-    from mot_core.artifacts import read_jsonl
+    from mot_core.files import read_jsonl
 
     shares = {}
     for role, path in context.parents("quality/"):

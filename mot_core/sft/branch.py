@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from mot_core.artifacts import write_jsonl
 from mot_core.corpus.tables import read_corpus
+from mot_core.files import write_jsonl
 from mot_core.identity import derive_seed
 from mot_core.models import load_tokenizer
 from mot_core.runner import StepContext

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mot_core.artifacts import sync_directory, sync_file
+from mot_core.files import sync_directory, sync_file
 from mot_core.sft.optimizers import held_state
 from mot_core.sft.ranks import Ranks, own_part
 

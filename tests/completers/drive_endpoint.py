@@ -9,8 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from mot_core.artifacts import Published, Store, write_jsonl
+from mot_core.artifacts import Published, Store
 from mot_core.completers.stage import ROWS
+from mot_core.files import write_jsonl
 from mot_core.spec import Endpoint, Sampling
 from mot_core.steps import Step
 from tests.contexts import publish, run

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from mot_core.artifacts import Store, read_jsonl
+from mot_core.artifacts import Store
 from mot_core.completers.base import Completion, Request, Source
 from mot_core.completers.corpus_completer import CorpusCompleter
 from mot_core.errors import ProblemError
+from mot_core.files import read_jsonl
 from mot_core.problems import Problem
 from mot_core.spec import Rationales, Sampling
 from mot_core.steps import Step

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mot_core.artifacts import Published, Store, read_jsonl, write_jsonl
+from mot_core.artifacts import Published, Store
 from mot_core.completers.base import Accept, Completion, Request, Source, batches_of
 from mot_core.completers.journal import journal_dir
 from mot_core.completers.stage import journal_scope
 from mot_core.errors import CompletionError
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.identity import ALGORITHM_VERSIONS
 from mot_core.problems import Problem
 from mot_core.steps import Step

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mot_core.artifacts import read_jsonl, write_jsonl
 from mot_core.corpus.build import Builder, Inputs
 from mot_core.corpus.candidates import Candidate, read_candidates
 from mot_core.corpus.student import Student
 from mot_core.corpus.tables import read_corpus
+from mot_core.files import read_jsonl, write_jsonl
 from mot_core.spec import Corpus
 
 LETTERS = {"c": "correct", "i": "incorrect", "u": "unparseable", "t": "truncated", "g": "grader_failed"}

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from mot_core.artifacts import Store, write_jsonl
+from mot_core.artifacts import Store
 from mot_core.corpus.tables import read_corpus, write_corpus
 from mot_core.errors import CorpusError
+from mot_core.files import write_jsonl
 from mot_core.steps import Step
 from tests.contexts import publish, run
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mot_core.artifacts import read_jsonl
 from mot_core.errors import CorpusError
+from mot_core.files import read_jsonl
 from tests.corpus.graded import Built, rows
 
 # ann is right on p0, p1, p2 (twice on p1), bob on p1, p2, p3 and p4 (twice on p1 and p3); p5 nobody.

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mot_core.artifacts import Store, write_jsonl
+from mot_core.artifacts import Store
 from mot_core.corpus.student import Student
 from mot_core.corpus.tables import read_corpus
+from mot_core.files import write_jsonl
 from mot_core.models import load_model, load_tokenizer
 from mot_core.prompts import parse_completion, render_example
 from mot_core.steps import Step

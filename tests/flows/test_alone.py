@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
-from mot_core.artifacts import read_jsonl
+from mot_core.files import read_jsonl
 from mot_core.lab.families import draw_problems
 from tests.processes import ROOT
 

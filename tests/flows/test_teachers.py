@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from flows.run import RunOptions, outline_of, run
-from mot_core.artifacts import Store, read_jsonl
+from mot_core.artifacts import Store
+from mot_core.files import read_jsonl
 from mot_core.prepare import world_of
 from mot_core.spec import Experiment
 from mot_core.tables import load_results

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mot_core.artifacts import Store, sha256_of
+from mot_core.artifacts import Store
 from mot_core.errors import MergeError, SpecError
+from mot_core.files import sha256_of
 from mot_core.merging.diagnostics import MergeDiagnostics, place_of
 from mot_core.merging.plan import inspect
 from mot_core.merging.stage import merge_models

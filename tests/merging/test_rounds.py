@@ -14,10 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mot_core.artifacts import Published, Store, write_jsonl
+from mot_core.artifacts import Published, Store
 from mot_core.corpus.tables import corpus_row, write_corpus
 from mot_core.dag import StudentAt, merge_step
 from mot_core.errors import MergeError
+from mot_core.files import write_jsonl
 from mot_core.merging.barrier import barrier_of, loss_along
 from mot_core.merging.plan import inspect
 from mot_core.merging.rank import effective_rank

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from mot_core.artifacts import Published, Store, sha256_of
+from mot_core.artifacts import Published, Store
 from mot_core.errors import TrainingError
+from mot_core.files import sha256_of
 from mot_core.runner import RunSettings
 from mot_core.sft.branch import BranchJob
 from mot_core.sft.launch import _environment

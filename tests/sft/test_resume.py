@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mot_core.artifacts import Published, Store, sha256_of
+from mot_core.artifacts import Published, Store
+from mot_core.files import sha256_of
 from mot_core.runner import RunSettings
 from mot_core.sft.checkpoints import Checkpoints
 from mot_core.sft.optimizers import STATE_FILE

@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from mot_core.artifacts import Store, sha256_of
+from mot_core.artifacts import Store
 from mot_core.dag import StudentAt, branch_step, merge_step
 from mot_core.errors import SpecError, TrainingError
+from mot_core.files import sha256_of
 from mot_core.models import load_model, load_tokenizer
 from mot_core.sft.optimizers import STATE_FILE, start_from, write_state
 from mot_core.sft.ranks import Ranks

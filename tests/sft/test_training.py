@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mot_core.artifacts import Store, sha256_of
+from mot_core.artifacts import Store
 from mot_core.errors import TrainingError
+from mot_core.files import sha256_of
 from mot_core.models import load_tokenizer
 from mot_core.sft.layout import IGNORED, collate
 from mot_core.sft.optimizers import learning_rate_at

@@ -21,7 +21,8 @@ import pytest
 
 from flows.index import index_of
 from flows.run import finish, outline_of
-from mot_core.artifacts import Store, read_jsonl
+from mot_core.artifacts import Store
+from mot_core.files import read_jsonl
 from mot_core.prepare import world_of
 from mot_core.runner import ModelCache, RunSettings, run_step
 from mot_core.runs import new_run_dir, read_index, write_index

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mot_core.artifacts import Published, Store, write_jsonl
+from mot_core.artifacts import Published, Store
+from mot_core.files import write_jsonl
 from mot_core.lab import lab_model_path
 from mot_core.lab.families import draw_problems
 from mot_core.runner import ModelCache, RunSettings, run_step

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mot_core.artifacts import Store, read_jsonl
+from mot_core.artifacts import Store
 from mot_core.completers.base import Completion, Request
 from mot_core.completers.transformers_completer import TransformersCompleter
 from mot_core.completers.vllm_completer import VllmCompleter
+from mot_core.files import read_jsonl
 from mot_core.lab import lab_model_path
 from mot_core.lab.families import draw_problems
 from mot_core.runner import ModelCache

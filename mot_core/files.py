@@ -1,0 +1,123 @@
+"""Files written whole or not at all, hashed, synced; JSON lines; the disk's own errors with what to do about them.
+
+Invariant: under its own name a reader finds a whole file or directory, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mot_core.errors import StoreError
+
+
+def sha256_of(path: Path) -> str:
+    """The hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A neighbour to write into, which takes the file's name, synced, once the block has ended well."""
+    unfinished = _neighbour(path)
+    try:
+        yield unfinished
+        sync_file(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path, *, sync: bool = True, replaces: bool = False) -> Iterator[Path]:
+    """A neighbour to write into, which takes the directory's name once the block has ended well. What is there
+    already must be empty, unless it is replaced. `sync` may be off for weights, which can be written again."""
+    unfinished, old = _neighbour(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    with explain_disk_errors(str(path)):
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            if sync:
+                for file in unfinished.rglob("*"):
+                    if file.is_file():
+                        sync_file(file)
+            if replaces:
+                path.rename(old)
+            unfinished.rename(path)  # over nothing, or over an empty directory
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        sync_directory(path.parent)
+        if replaces:
+            shutil.rmtree(old)
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return [json.loads(line) for line in file]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w") as file:
+        file.writelines(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space, then run the same command again: it goes on where it was",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
+    errno.EROFS: "the file system is read-only; give a --store that can be written",
+    errno.EACCES: "permission denied; give a --store that this user can write",
+    errno.EPERM: "permission denied; give a --store that this user can write",
+    errno.ENOTDIR: "a part of the path is a file, not a directory; give another --store",
+}
+
+
+@contextlib.contextmanager
+def explain_disk_errors(what: str) -> Iterator[None]:
+    """Turn the disk's own errors into ones that say what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise StoreError(f"{what}: {_DISK_ERRORS[error.errno]} ({error.filename or error})") from error
+        raise
+    except Exception as error:
+        # safetensors reports the disk's errors as its own type, with the number in the text.
+        if "os error 28" in str(error):
+            raise StoreError(f"{what}: {_DISK_ERRORS[errno.ENOSPC]} ({error})") from error
+        raise
