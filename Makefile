@@ -21,7 +21,7 @@ setup: .venv/.ready ## create .venv with the locked versions
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	touch .venv/.ready
 
-run: setup ## run the laboratory's experiment into ./store (about ten minutes on two cores)
+run: setup ## run the laboratory's experiment into ./store (six minutes on two cores)
 	$(BIN)/mot run lab
 
 test: setup lint ## the gate, then every test that this machine can run (those with vLLM: make test-vllm)

@@ -37,7 +37,7 @@ def generate(
     drawn = problems_step(source, files, role="training", grader=answer_type, label=f"problems of {problems.name}")
     completions = completions_step(generation, teacher, model, drawn, name=teacher.name)
     announce(f"{teacher.name} on {problems}; what is answered is kept in {store.root}", 2)
-    pool = WorkerPool(store, options.workers or 1)
+    pool = WorkerPool(store, 1, options.checkpoint_seconds)  # one teacher is one job
     try:
         counts = _obtain(pool, [drawn, completions], watch)
     finally:
@@ -67,4 +67,4 @@ def _obtain(pool: WorkerPool, steps: list[Step], watch: Watcher) -> dict[str, An
         pool.run(missing, 0, watch)
     last = pool.store.find(steps[-1].identity)
     assert last is not None, f"{steps[-1].label} was published a moment ago"
-    return {**last.counts, "num_asked": last.counts["num_asked"] if missing else 0}
+    return {**last.counts, "num_asked": last.counts["num_asked"] if found[-1] is None else 0}

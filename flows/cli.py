@@ -142,7 +142,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="of a completion; longer ones are cut and count as truncated")] = 512,
     answer_type: Annotated[str, typer.Option(help="the grader that mot grade shall use")] = "math",
     format_: Annotated[str | None, typer.Option("--format", help="a named column mapping of the problems")] = None,
-    store: StoreOption = Path("store"), workers: WorkersOption = None,
+    store: StoreOption = Path("store"),
 ) -> None:  # fmt: skip
     """Ask one teacher for completions of a problems file; started again, it asks only for what is missing."""
     from flows.alone import generate as generate_file
@@ -155,7 +155,7 @@ def generate(
     generation = Generation(seed=seed, num_samples=samples, sampling=sampling)
     with LiveView(_console()) as view:
         counts = generate_file(
-            problems, out, load_teacher(teacher, set_), generation, answer_type, RunOptions(store, workers), view.watch,
+            problems, out, load_teacher(teacher, set_), generation, answer_type, RunOptions(store), view.watch,
             view.announce, format_,
         )  # fmt: skip
     print(

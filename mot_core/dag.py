@@ -305,9 +305,13 @@ def merge_step(
         record["seed"] = derive_seed("merge", merge.seed, seed, round_index)
     if rule.keeps_state and previous is not None:
         parents.append(("previous", previous))
-    if merge.weights_by is not None and qualities is not None:
+    if merge.weights_by is not None:
+        if qualities is None:
+            raise SpecError(f"{label}: merge.weights_by needs qualities, a verdicts step a branch")
         parents += [(f"quality/{name}", qualities[name]) for name, _ in ordered]
-    if merge.barrier is not None and corpora is not None:
+    if merge.barrier is not None:
+        if corpora is None:
+            raise SpecError(f"{label}: merge.barrier needs corpora, and corpus_names to say which of them")
         record["barrier"] = {
             **merge.barrier.model_dump(mode="json"),
             "corpora": sorted(corpus_names),

@@ -7,6 +7,7 @@ weights, and a licence's wording makes none.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mot_core.files import whole_directory
 from mot_core.runs import read_index
 from mot_core.spec import nearest
 
+_NAME = re.compile(r"lab:[\w.-]+|[\w.-]+/[\w.-]+")
 _LOADED = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _OUR_OWN = (MANIFEST, "diagnostics.json")
 
@@ -33,6 +35,7 @@ def export_student(
     Raises:
         StoreError: no such student; one that is not published or is damaged; a directory that holds something.
     """
+    out_dir = out_dir.expanduser().resolve()
     index = read_index(run_dir)
     student = _find(index, method, seed, budget)
     place = student["student"]
@@ -106,8 +109,7 @@ def _manifest(store: Store, identity: str) -> Manifest:
 def _public_name(model: dict[str, Any]) -> str:
     """A hub id or `lab:` name as it is; of a directory the student's name, since a path says nothing elsewhere."""
     reference: str = model["model"]
-    is_path = reference.startswith(("/", ".", "~")) or Path(reference).expanduser().exists()
-    return str(model["name"]) if is_path else reference
+    return str(model["name"]) if reference.startswith(("/", ".", "~")) or not _NAME.fullmatch(reference) else reference
 
 
 def _source_name(problems: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mot_core.errors import StoreError
+from mot_core.errors import MotError, StoreError
 
 
 def sha256_of(path: Path) -> str:
@@ -69,6 +69,8 @@ def whole_directory(path: Path, *, sync: bool = True, replaces: bool = False) ->
             unfinished.rename(path)  # over nothing, or over an empty directory
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.rename(path)
             raise
         sync_directory(path.parent)
         if replaces:
@@ -121,3 +123,32 @@ def explain_disk_errors(what: str) -> Iterator[None]:
         if "os error 28" in str(error):
             raise StoreError(f"{what}: {_DISK_ERRORS[errno.ENOSPC]} ({error})") from error
         raise
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """`(offset in bytes, line)` of each line of a file."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            yield offset, line
+            offset += len(line)
+
+
+def numbered_rows(path: Path, error: type[MotError]) -> Iterator[tuple[int, dict[str, Any], int, int]]:
+    """`(line number, row, offset, size)` of each line of a user's file of JSON objects; empty lines are none.
+
+    Raises:
+        MotError: of the type `error`, for a file that is missing, or a line that holds something else.
+    """
+    if not path.is_file():
+        raise error(f"{path}: there is no such file; expected JSON lines")
+    for number, (offset, line) in enumerate(lines_of(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as cause:
+            raise error(f"{path}, line {number}: not JSON ({cause}); expected one object a line") from cause
+        if not isinstance(row, dict):
+            raise error(f"{path}, line {number}: a JSON {type(row).__name__}; expected an object")
+        yield number, row, offset, len(line)

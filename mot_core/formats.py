@@ -99,7 +99,7 @@ def after_hashes(cell: Any) -> str:
 def boxed_or_whole(cell: Any) -> str:
     """A reference solution's boxed answer; without any box the text itself, which may be the answer."""
     text = as_text(cell).strip()
-    return (boxed_answer(text) or text) if "\\boxed" in text or "\\fbox" in text else text
+    return boxed_answer(text) or text
 
 
 def only_answer(cell: Any) -> str:

@@ -14,11 +14,10 @@ from typing import Any
 
 from mot_core.artifacts import MANIFEST, STORE_FORMAT, Store
 from mot_core.completers.base import Completion
-from mot_core.completers.journal import Journal, journal_dir
+from mot_core.completers.journal import locked_journal
 from mot_core.completers.stage import ROWS, journal_scope
 from mot_core.errors import StoreError
 from mot_core.files import read_jsonl, sha256_of, write_atomically
-from mot_core.identity import fingerprint
 
 Tell = Callable[[str], None]
 
@@ -58,12 +57,10 @@ def _carry_over(store: Store, path: Path) -> int:
         raise StoreError(f"{path / ROWS} does not match its hash; remove {path} to ask its requests again, then go on")
     spec = manifest["spec"]
     scope = journal_scope(spec["model"], spec["sampling"], spec["completer"])
-    with store.lock(f"requests-{fingerprint(scope)}"):
-        journal = Journal(journal_dir(store, scope), scope)
+    with locked_journal(store, scope) as journal:
         rows = [Completion.from_json(row) for row in read_jsonl(path / ROWS)]
         missing = [row for row in rows if not journal.answered(row.key) and row.finish_reason != "failed"]
         journal.append(missing, {"engine": spec["completer"], "recorded_by_format": 1, **manifest["versions"]})
-        journal.close()
     return len(missing)
 
 

@@ -16,6 +16,9 @@ from mot_core.prompts import require_chat_template
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Of a hub repository: what a model or an adapter is made of. Text files and *.model are tokenizers'.
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
 
 def load_tokenizer(locator: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer that has a chat template, an end token and a pad token of its own."""
@@ -70,9 +73,7 @@ def local_copy(locator: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _explained(locator):
-        return Path(
-            snapshot_download(locator, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
-        )
+        return Path(snapshot_download(locator, revision=revision, allow_patterns=list(MODEL_FILES)))
 
 
 def save_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

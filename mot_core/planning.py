@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 from mot_core.artifacts import Manifest, Published, Store, find_all
-from mot_core.spec import Experiment
+from mot_core.sft.memory import Pass, memory_of
+from mot_core.spec import Experiment, Training
 from mot_core.steps import Step
 from mot_core.world import World
 
@@ -162,14 +163,15 @@ class Costs:
         if step.kind == "branch":
             return self._training(step)
         if step.kind == "merge":
-            size = self.student
-            largest = 8 * size.largest_tensor * (len(step.parents) + 2)
-            return 0, 2.0 * size.parameters * len(step.parents), largest + 4 * size.parameters, 4 * size.parameters, 0.2
+            size, branches = self.student, sum(role.startswith("branch/") for role, _ in step.parents)
+            # The bound of docs/merging.md; inputs are mapped and outputs written at their places.
+            memory = 4 * size.largest_tensor * (branches + 2)
+            return 0, 2.0 * size.parameters * branches, memory, 4 * size.parameters, 0.2
         return 0, 0.0, 0, 50_000, 0.1
 
     def _sampling(self, step: Step) -> tuple[int, float, int, int, float]:
         asked = step.spec.get("teacher") or step.spec.get("judge")
-        size = self.teachers.get(asked["model"], ModelSize(0, 0, 0, 0)) if asked else self.student
+        size = self.teachers.get(asked["model"], ModelSize(0, 0, 0, {})) if asked else self.student
         requests = self._num_problems(step.parent("problems")) * step.spec.get("num_samples", 1)
         limit = step.spec["sampling"]["max_completion_tokens"]
         per_request = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
@@ -188,13 +190,14 @@ class Costs:
         return asked or self.drawn.get(step.identity, 0)
 
     def _training(self, step: Step) -> tuple[int, float, int, int, float]:
-        size, settings = self.student, step.spec["training"]
+        size = self.student
+        training = Training.model_validate({**step.spec["training"], **step.locators["layout"]})
         limit = self.spec.generation.sampling.max_completion_tokens
         per_example = PROMPT_TOKENS + (self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
-        tokens = int(step.spec["num_steps"] * settings["batch_size"] * per_example)
+        tokens = int(step.spec["num_steps"] * training.batch_size * per_example)
         flops = 6.0 * size.parameters * tokens
-        batch_tokens = int(settings["batch_size"] * per_example)
-        memory = 16 * size.parameters + batch_tokens * size.activation_bytes_per_token
+        largest = Pass.expected(training, per_example, per_example - PROMPT_TOKENS)
+        memory = training.devices * sum(memory_of(size.config, training, largest).values()) if size.config else 0
         kept = 1 + len(step.spec["snapshot_steps"])
         rate = self.training_rate or DEFAULT_TRAINING_FLOPS / (6.0 * max(1, size.parameters))
         return tokens, flops, memory, kept * 4 * size.parameters, tokens / rate
@@ -202,30 +205,26 @@ class Costs:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model's files say of its size: parameters, the largest tensor, bytes a token in cache and in training."""
+    """What a model's files say of its size: parameters, the largest tensor, bytes a token in cache; and its config."""
 
     parameters: int
     largest_tensor: int
     cache_bytes_per_token: int
-    activation_bytes_per_token: int
+    config: Mapping[str, Any]
 
     @classmethod
     def of(cls, locator: str) -> ModelSize:
         """From safetensors headers and config.json; all zero for a hub model that is not on this machine."""
         directory = Path(locator)
         if not directory.is_dir():
-            return cls(0, 0, 0, 0)
+            return cls(0, 0, 0, {})
         tensors = [size for path in sorted(directory.glob("*.safetensors")) for size in _tensor_sizes(path)]
         config = json.loads((directory / "config.json").read_text())
         layers, hidden = config["num_hidden_layers"], config["hidden_size"]
         heads = config.get("num_attention_heads", 1)
         head_dim = config.get("head_dim") or hidden // heads
         cache = 2 * layers * config.get("num_key_value_heads", heads) * head_dim * 4
-        # Kept for the backward pass in fp32: per layer about 8 hidden-wide tensors (norms, residuals, projections),
-        # 3 intermediate-wide ones and the attention's; at the end logits, their fp32 copy and their gradient.
-        wide = 8 * hidden + 3 * config.get("intermediate_size", 4 * hidden) + 4 * heads * head_dim
-        activation = 4 * layers * wide + 12 * config["vocab_size"]
-        return cls(sum(tensors), max(tensors), cache, activation)
+        return cls(sum(tensors), max(tensors), cache, config)
 
 
 def _tensor_sizes(path: Path) -> list[int]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mot_core.artifacts import Store
 from mot_core.files import read_jsonl
 from mot_core.problems import Problem
-from mot_core.prompts import Rationale, assistant_message, opening_mark, render_example, render_prompt, user_messages
+from mot_core.prompts import assistant_message, render_example, render_prompt, user_messages
+from mot_core.reasoning import Rationale, opening_mark
 from mot_core.spec import Endpoint, Experiment, Teacher
 from mot_core.steps import RemoteStep, Step
 from mot_core.world import World
@@ -44,10 +45,9 @@ class PromptPreview:
 
 @dataclass(frozen=True)
 class TokenPreview:
-    """One token of an example: its part of the text, its id, and whether the loss counts it."""
+    """One token of an example: its part of the text, and whether the loss counts it."""
 
     text: str
-    token_id: int
     counts: bool
 
 
@@ -180,7 +180,7 @@ def _example(
     texts = _token_texts(tokenizer, prompt + completion, example.input_ids)
     return ExamplePreview(
         row["teacher"], row["problem_id"], prompt, completion,
-        tuple(map(TokenPreview, texts, example.input_ids, counts)), spec.training.max_example_tokens, made_up,
+        tuple(map(TokenPreview, texts, counts)), spec.training.max_example_tokens, made_up,
     )  # fmt: skip
 
 

@@ -7,19 +7,16 @@ format itself is `mot_core.reasoning`.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mot_core.errors import ModelError
 from mot_core.reasoning import (
-    THINK_CLOSE,
-    THINK_OPEN,
     Rationale,
     canonical_text,
     fault_of,
-    from_parts,
-    opening_mark,
     parse_completion,
     thinking_marks,
     with_opening_mark,
@@ -28,23 +25,9 @@ from mot_core.reasoning import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "THINK_CLOSE", "THINK_OPEN", "Rationale", "assistant_message", "canonical_text", "check_renderable", "fault_of", "from_parts",
-    "opening_mark", "parse_completion", "render_example", "render_prompt", "require_chat_template", "user_messages",
-    "with_opening_mark",
-]  # fmt: skip
-
 Message = dict[str, str]
 TemplateKwargs = Mapping[str, bool | int | float | str]
 
-# Parameters of `apply_chat_template` itself: a setting of these names would change the rendering, not the template.
-_RENDERER_PARAMETERS = frozenset(
-    {
-        "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
-        "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
-        "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
-    }
-)  # fmt: skip
 _PROBE = Rationale("2+2=4", "4")
 _REMEDY = (
     "give the student a template that writes the reasoning (message.reasoning_content, or <think> in the content) and "
@@ -98,6 +81,14 @@ def render_example(
     fault = _fault(tokenizer, question, rationale)
     if fault is not None:
         raise ModelError(f"the rationale cannot be rendered: {fault}")
+    return _rendered(tokenizer, question, rationale, system, template_kwargs)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, question: str, rationale: Rationale, system: str | None = None,
+    template_kwargs: TemplateKwargs | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """The example of a rationale whose texts are without a fault."""
     asked, settings = user_messages(question, system), template_kwargs or {}
     prompt = _render(tokenizer, asked, settings, add_generation_prompt=True)
     inline = {"role": "assistant", "content": canonical_text(rationale)}
@@ -125,7 +116,7 @@ def check_renderable(tokenizer: PreTrainedTokenizerBase, question: str, rational
     if fault is not None:
         return fault
     try:
-        prompt, completion = render_example(tokenizer, question, rationale)
+        prompt, completion = _rendered(tokenizer, question, rationale)
     except ModelError as error:
         render_example(tokenizer, "2+2", _PROBE)
         return str(error).removesuffix(f"; {_REMEDY}")
@@ -142,17 +133,19 @@ def _fault(tokenizer: PreTrainedTokenizerBase, question: str, rationale: Rationa
     fault = fault_of(rationale)
     if fault is not None:
         return fault
+    # Tokens such as `<think>` are added, but ordinary.
+    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    control.update(tokenizer.all_special_tokens)
     for where, text in (("question", question), ("reasoning", rationale.reasoning), ("answer", rationale.answer)):
-        token = _control_token_in(tokenizer, text)
+        token = _first_of(control, text)
         if token is not None:
             return f"its {where} holds the control token {token!r}"
     return None
 
 
-def _control_token_in(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """The first control token that a text would be tokenised to; `<think>` and the like are ordinary tokens."""
-    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found = [token for token in control | set(tokenizer.all_special_tokens) if token in text]
+def _first_of(tokens: set[str], text: str) -> str | None:
+    """The token that a text holds first, the longest of those that begin there."""
+    found = [token for token in tokens if token in text]
     return min(found, key=lambda token: (text.index(token), -len(token))) if found else None
 
 
@@ -173,8 +166,12 @@ def _render(
 
 
 def _check_settings(tokenizer: PreTrainedTokenizerBase, settings: TemplateKwargs) -> None:
+    if not settings:
+        return
+    # A setting of one of these names would change the rendering, not the template.
+    reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"}
     for name in settings:
-        if name in _RENDERER_PARAMETERS:
+        if name in reserved:
             raise ModelError(f"template_kwargs.{name}: belongs to the renderer, not to a chat template; leave it out")
         template = tokenizer.chat_template
         texts = template.values() if isinstance(template, dict) else [str(template)]

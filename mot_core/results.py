@@ -12,7 +12,7 @@ passed (after r × steps_per_round steps), so curves share an axis.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -168,7 +168,6 @@ class Results:
     merge_agreement: pd.DataFrame
     answers: pd.DataFrame
     steps: pd.DataFrame
-    extras: dict[str, Any] = field(default_factory=dict)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table by name, in the order of `TABLE_COLUMNS`."""

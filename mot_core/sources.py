@@ -24,9 +24,6 @@ from types import TracebackType
 from typing import Any
 
 from mot_core.errors import ProblemError
-from mot_core.formats import FORMATS
-
-__all__ = ["FORMATS", "Row", "Rows", "open_rows"]
 
 _KINDS = {".jsonl": "text", ".ndjson": "text", ".json": "text", ".csv": "csv", ".parquet": "parquet"}
 _SLICE = 1000

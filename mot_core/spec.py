@@ -179,8 +179,6 @@ class Teacher(Model):
         """The spec of its own completer, as JSON; empty where there is none."""
         name = COMPLETER_SETTINGS.get(self.completer)
         own: Spec | None = getattr(self, name) if name else None
-        if own is None:
-            own = Engine() if self.completer == "vllm" else None
         return own.model_dump(mode="json") if own is not None else {}
 
 
@@ -420,7 +418,7 @@ class Merge(Spec):
     def _consistent(self) -> Merge:
         from mot_core.errors import SpecError
         from mot_core.merging import RULES
-        from mot_core.merging.rules import rule_class, rule_named
+        from mot_core.merging.rules import rule_named
 
         given = [name for name in ("weights", "weights_by") if getattr(self, name) is not None]
         if (self.rule == "mean" and given) or (self.rule == "weighted_mean" and len(given) != 1):
@@ -430,24 +428,25 @@ class Merge(Spec):
             )
         if len(given) == 2:
             raise ValueError("weights and weights_by say the same: give one of both")
-        known = self.rule in RULES
         for round_index in range(1, self._num_scheduled + 1):
-            self._check_weights(round_index, averages=not known or rule_class(self.rule).averages)
-            if known:
+            self._check_weights(round_index)
+            if self.rule in RULES:
                 try:
                     rule_named(self.rule, self.parameters_at(round_index))
                 except SpecError as error:
                     raise ValueError(str(error)) from None
         return self
 
-    def _check_weights(self, round_index: int, *, averages: bool) -> None:
-        weights = self.weights_at(round_index)
+    def _check_weights(self, round_index: int) -> None:
+        from mot_core.merging.rules import rule_class
+
+        weights, rule = self.weights_at(round_index), rule_class(self.rule)
         if weights is None:
             return
         total = math.fsum(weights.values())
-        if averages and abs(total - 1.0) > 1e-6:
+        if rule.averages and abs(total - 1.0) > 1e-6:
             raise ValueError(f"weights must sum to 1, got {total:g} from {weights}")
-        if self.rule != "task_arithmetic" and any(weight < 0.0 for weight in weights.values()):
+        if not rule.negative_weights and any(weight < 0.0 for weight in weights.values()):
             raise ValueError(f"weights must not be negative, got {weights}")
 
     @property

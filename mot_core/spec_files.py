@@ -34,7 +34,7 @@ def load_spec(preset_or_file: str, overrides: list[str] | None = None) -> Experi
         SpecError: unreadable source, unknown field, wrong value, or a spec that contradicts itself.
     """
     source, text = _read(preset_or_file)
-    return spec_from_document(_with_overrides(_parse_yaml(source, text), overrides), source, Experiment)
+    return spec_from_document(_with_overrides(parse_yaml(source, text), overrides), source, Experiment)
 
 
 def load_teacher(model_or_file: str, overrides: list[str] | None = None) -> Teacher:
@@ -45,7 +45,7 @@ def load_teacher(model_or_file: str, overrides: list[str] | None = None) -> Teac
     """
     if model_or_file.endswith((".yaml", ".yml")):
         source, text = _read(model_or_file)
-        document = _parse_yaml(source, text)
+        document = parse_yaml(source, text)
     else:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_or_file.rpartition("/")[2].removeprefix("lab:")).strip("-._")
         source, document = f"teacher {model_or_file}", {"name": name[:64], "model": model_or_file}
@@ -111,7 +111,12 @@ def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode) -> d
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
 
 
-def _parse_yaml(source: str, text: str) -> dict[str, Any]:
+def parse_yaml(source: str, text: str) -> dict[str, Any]:
+    """A document's fields; `source` names where it came from in errors.
+
+    Raises:
+        SpecError: text that is no YAML, no mapping, or gives a key twice.
+    """
     try:
         document = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:

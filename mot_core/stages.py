@@ -44,7 +44,7 @@ def draw_problems(context: StepContext) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SourceProblem:
     """A problem that may be drawn: where it lay, and the id it had there (empty if none)."""
 
     problem: Problem
@@ -116,7 +116,7 @@ def _name_of(spec: Mapping[str, Any], file: str | None) -> str:
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def _candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iterator[Candidate]:
+def _candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iterator[SourceProblem]:
     wanted, split = spec["num_problems"], spec["split"]
     if spec["families"]:
         from mot_core.lab.families import draw_problems as draw
@@ -125,7 +125,7 @@ def _candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iter
         for index, family in enumerate(families):
             share = wanted // len(families) + (index < wanted % len(families))
             for number, problem in enumerate(draw(family, split, share, spec["seed"]) if share else [], 1):
-                yield Candidate(problem, f"{family}:{number}")
+                yield SourceProblem(problem, f"{family}:{number}")
     elif spec["table"]:
         yield from _table_candidates(spec, file, drawn)
     else:
@@ -133,10 +133,10 @@ def _candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iter
         for number, problem in enumerate(make(split, wanted, spec["seed"]), 1):
             if not isinstance(problem, Problem):
                 raise ProblemError(f"{drawn.where}: expected mot_core.problems.Problem, got {type(problem).__name__}")
-            yield Candidate(problem, f"{split}:{number}")
+            yield SourceProblem(problem, f"{split}:{number}")
 
 
-def _table_candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iterator[Candidate]:
+def _table_candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iterator[SourceProblem]:
     table, split = spec["table"], spec["split"]
     if file is not None and files_identity(file, drawn.where) != table["file"]:
         raise ProblemError(
@@ -161,7 +161,7 @@ def _table_candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -
                 which = "question" if not question.strip() else "answer"
                 drawn.reject(row.place, "empty", f"{which} is empty or absent", question=question)
             else:
-                yield Candidate(Problem.of(family, question, answer), row.place, external_id)
+                yield SourceProblem(Problem.of(family, question, answer), row.place, external_id)
     reader.check((("question",), ("answer",)), drawn.where)
 
 
@@ -186,9 +186,9 @@ def _family_of(file: str | None, table: Mapping[str, Any]) -> str:
 # -- choosing --------------------------------------------------------------------------------------------
 
 
-def _check_ids(candidates: list[Candidate], where: str) -> None:
+def _check_ids(candidates: list[SourceProblem], where: str) -> None:
     """Raise `ProblemError` if the source gives one id to two questions."""
-    named: dict[str, Candidate] = {}
+    named: dict[str, SourceProblem] = {}
     for candidate in candidates:
         first = named.setdefault(candidate.external_id, candidate)
         if candidate.external_id and first.problem.question != candidate.problem.question:
@@ -201,9 +201,9 @@ def _check_ids(candidates: list[Candidate], where: str) -> None:
             )
 
 
-def _distinct(candidates: list[Candidate], grader: str, drawn: Drawn, pool: GradingPool) -> list[Candidate]:
+def _distinct(candidates: list[SourceProblem], grader: str, drawn: Drawn, pool: GradingPool) -> list[SourceProblem]:
     """Each question once; none whose rows give different answers."""
-    groups: dict[str, list[Candidate]] = {}
+    groups: dict[str, list[SourceProblem]] = {}
     for candidate in candidates:
         groups.setdefault(normal_question(candidate.problem.question), []).append(candidate)
     contradictory = _contradictions([group for group in groups.values() if len(group) > 1], grader, pool)
@@ -228,7 +228,7 @@ def _distinct(candidates: list[Candidate], grader: str, drawn: Drawn, pool: Grad
     return distinct
 
 
-def _contradictions(groups: list[list[Candidate]], grader: str, pool: GradingPool) -> set[int]:
+def _contradictions(groups: list[list[SourceProblem]], grader: str, pool: GradingPool) -> set[int]:
     """Which groups (by `id`) hold answers that the grader does not take for the same as the first."""
     asked = [
         (id(group), GradeItem(grader, first.family, first.answer, f"\\boxed{{{answer}}}"))
@@ -241,7 +241,7 @@ def _contradictions(groups: list[list[Candidate]], grader: str, pool: GradingPoo
 
 
 def _take(
-    candidates: list[Candidate], grader: str, wanted: int | None, drawn: Drawn, pool: GradingPool, on_done: Progress
+    candidates: list[SourceProblem], grader: str, wanted: int | None, drawn: Drawn, pool: GradingPool, on_done: Progress
 ) -> None:
     """The first `wanted` candidates whose reference answers the grader can read. The others are not looked at."""
     start = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mot_core.artifacts import Manifest, Store
 from mot_core.comparison import comparison_rows
@@ -19,9 +19,6 @@ from mot_core.files import read_jsonl
 from mot_core.grading.verdicts import Verdict
 from mot_core.results import TABLE_COLUMNS, Results
 from mot_core.runs import find_run_dir, read_index
-
-if TYPE_CHECKING:
-    pass
 
 Rows = list[dict[str, Any]]
 ANSWERED_PROBLEMS = 4

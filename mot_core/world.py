@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mot_core.errors import ModelError, ProblemError, SpecError
+from mot_core.errors import CompletionError, ModelError, ProblemError, SpecError
 from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
 from mot_core.spec import (
@@ -114,15 +113,13 @@ def teacher_ref(teacher: Teacher, where: str) -> ModelRef:
         ModelError, ProblemError, SpecError: what is missing, such as the variable that an endpoint's key is in.
     """
     if teacher.endpoint is not None:
-        from mot_core.completers.endpoint_client import check_extra_body
+        from mot_core.completers.endpoint_client import check_extra_body, read_key
 
         check_extra_body(teacher.endpoint)
-        variable = teacher.endpoint.api_key_env
-        if variable is not None and not os.environ.get(variable):
-            raise SpecError(
-                f"{where}.endpoint.api_key_env: the environment variable {variable} is not set; set it to the "
-                "endpoint's key, or leave api_key_env out if the endpoint asks for none"
-            )
+        try:
+            read_key(teacher.endpoint)
+        except CompletionError as error:
+            raise SpecError(f"{where}.endpoint.api_key_env: {error}") from None
         return ModelRef(fingerprint({"endpoint": teacher.model, "revision": teacher.revision}), teacher.model)
     if teacher.rationales is not None:
         rows = teacher.rationales
@@ -230,16 +227,11 @@ def check_named(where: str, name: str, known: Collection[str]) -> None:
 def check_columns(table: Table, where: str) -> None:
     """Raise `SpecError` unless a table's format and columns are known."""
     from mot_core.columns import mapping_of
-    from mot_core.formats import FORMATS
 
-    if table.format is not None:
-        _check_format(f"{where}.format", table.format, FORMATS)
-    mapping_of(table.model_dump(mode="json"))
-
-
-def _check_format(where: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise SpecError(f"{where}: {name!r} is not known; {nearest(name, known)}known: {', '.join(known)}")
+    try:
+        mapping_of(table.model_dump(mode="json"))
+    except ProblemError as error:
+        raise SpecError(f"{where}: {error}") from None
 
 
 def _check_registered(spec: Experiment) -> None:

@@ -17,13 +17,13 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from mot_core.grading.pool import GradingPool
 from mot_core.grading.verdicts import GradeItem, Verdict
-from tests.processes import descendants
+from tests.bench import machine_facts
+from tests.processes import cpu_seconds, descendants
 
 NUM_ANSWERS = 600
 RUNS = 3
@@ -161,7 +161,6 @@ def bench(num_answers: int = NUM_ANSWERS, runs: int = RUNS) -> dict[str, Any]:
     return {
         **{f"{name}_answers_per_second": round(median(rate), 1) for name, rate in rates.items()},
         **{f"{name}_cpu_ms_an_answer": round(1000 * median(seconds), 2) for name, seconds in cpu.items()},
-        "cores": cores,
         "ratio": round(median(p / (cores * b) for p, b in zip(rates["pool"], rates["bare"], strict=True)), 3),
         "ratio_by_run": [round(p / (cores * b), 3) for p, b in zip(rates["pool"], rates["bare"], strict=True)],
         "goal": GOAL,
@@ -182,15 +181,12 @@ def pool_run(pool: GradingPool, work: list[tuple[str, str]]) -> tuple[float, flo
 
 def pool_cpu_seconds(pool: GradingPool) -> float:
     """CPU time of this process, the warden and its children, the reaped ones too."""
-    ticks = 0
-    if pool._process is not None:
-        for pid in (pool._process.pid, *descendants(pool._process.pid)):
-            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    pids = () if pool._process is None else (pool._process.pid, *descendants(pool._process.pid))
+    return time.process_time() + sum(map(cpu_seconds, pids))
 
 
 def main() -> None:
-    for name, value in bench().items():
+    for name, value in {**bench(), **machine_facts()}.items():
         print(f"{name:38} {value}")
 
 

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.bench import machine_facts
+from tests.processes import status_bytes
 
 MERGEKIT = os.environ.get("MOT_MERGEKIT_PYTHON")
 BRANCHES = ("ann", "bob", "eve", "joe")
@@ -209,8 +211,7 @@ def timed(command: list[str], out: Path) -> tuple[float, int]:
         nonlocal peak
         while process.poll() is None:
             with contextlib.suppress(OSError, IndexError):
-                status = Path(f"/proc/{process.pid}/status").read_text()
-                peak = max(peak, 1024 * int(status.split("RssAnon:")[1].split()[0]))
+                peak = max(peak, status_bytes("RssAnon", process.pid))
             time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)
@@ -225,13 +226,8 @@ def timed(command: list[str], out: Path) -> tuple[float, int]:
 
 
 def machine() -> str:
-    from importlib import metadata
-
-    facts = [
-        f"{len(os.sched_getaffinity(0))} cores ({platform.machine()})", f"Python {platform.python_version()}",
-        f"torch {metadata.version('torch')}", f"load average at the end {os.getloadavg()[0]:.1f}",
-    ]  # fmt: skip
-    return ", ".join(facts)
+    facts = {**machine_facts(), "load average at the end": f"{os.getloadavg()[0]:.1f}"}
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 if __name__ == "__main__":

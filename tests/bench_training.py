@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import re
 import subprocess
@@ -26,6 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from tests.bench import machine_facts
+from tests.processes import status_bytes
 
 GOAL = 1.2
 RATE = 1e-3
@@ -127,11 +129,10 @@ def run_arm(options: argparse.Namespace) -> dict[str, float]:
         student = write_model(Path(directory), options)
         run = run_mot if options.arm in MOT else run_trl
         clock = Clock()
-        losses = run(student, examples, options, clock)
+        steps = run(student, examples, options, clock)
     total = sum(len(example.input_ids) for example in examples)
     return {
-        "tokens_per_second": total / clock.seconds, "per_cpu_second": total / clock.cpu_seconds, "memory_bytes": float(clock.memory), "steps": float(len(losses)),
-        "last_loss": losses[-1],
+        "tokens_per_second": total / clock.seconds, "per_cpu_second": total / clock.cpu_seconds, "memory_bytes": float(clock.memory), "steps": float(steps),
     }  # fmt: skip
 
 
@@ -160,22 +161,16 @@ class Clock:
 
     def start(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        self.before = status("VmRSS")
+        self.before = status_bytes("VmRSS")
         self.begun, self.begun_cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         self.seconds, self.cpu_seconds = time.perf_counter() - self.begun, time.process_time() - self.begun_cpu
-        self.memory = status("VmHWM") - self.before
+        self.memory = status_bytes("VmHWM") - self.before
 
 
-def status(name: str) -> int:
-    """A size in bytes that the kernel tells of this process."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def run_mot(student: Path, examples: list[Any], options: argparse.Namespace, clock: Clock) -> list[float]:
+def run_mot(student: Path, examples: list[Any], options: argparse.Namespace, clock: Clock) -> int:
+    """Train; the number of steps."""
     from mot_core.sft.checkpoints import Checkpoints
     from mot_core.sft.students import load_student
     from mot_core.sft.tokens import batch_schedule
@@ -197,10 +192,11 @@ def run_mot(student: Path, examples: list[Any], options: argparse.Namespace, clo
         after_step=lambda done, entry: None,
     )
     clock.stop()
-    return [entry["loss"] for entry in log]
+    return len(log)
 
 
-def run_trl(student: Path, examples: list[Any], options: argparse.Namespace, clock: Clock) -> list[float]:
+def run_trl(student: Path, examples: list[Any], options: argparse.Namespace, clock: Clock) -> int:
+    """Train; the number of steps."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -236,8 +232,7 @@ def run_trl(student: Path, examples: list[Any], options: argparse.Namespace, clo
         model=model, args=config, train_dataset=data, processing_class=load_tokenizer(str(student)), callbacks=[Timed()]
     )
     trainer.train()
-    losses = [entry.get("loss", entry.get("train_loss")) for entry in trainer.state.log_history]
-    return [losses[-1]] * trainer.state.global_step
+    return int(trainer.state.global_step)
 
 
 def markdown(runs: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> str:
@@ -258,13 +253,13 @@ def markdown(runs: dict[str, list[dict[str, float]]], options: argparse.Namespac
         )
     ratio = best["mot"] / best["TRL"] if best["TRL"] else 0.0
     verdict = "met" if ratio >= GOAL else "missed"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl"))
+    facts = machine_facts() | {name: metadata.version(name) for name in ("transformers", "trl")}
     lines += [
         "", f"Ours at its best over TRL at its best: {ratio:.2f} (goal {GOAL}: {verdict}).",
         "", f"{options.examples} examples, {options.batch_size} a step, median {options.median_tokens} tokens (log-normal, "
         f"σ 0.8, at most {LONGEST}); Qwen3, hidden {options.hidden}, {options.layers} layers, vocabulary "
-        f"{options.vocabulary:,}; {options.threads} thread(s) of {os.cpu_count()} cores ({platform.machine()}), load "
-        f"{os.getloadavg()[0]:.1f}; {options.repeats} run(s) each; {versions}.",
+        f"{options.vocabulary:,}; {options.threads} thread(s), load {os.getloadavg()[0]:.1f}; {options.repeats} run(s) "
+        f"each; {', '.join(f'{name} {value}' for name, value in facts.items())}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -33,7 +33,7 @@ from mot_core.models import load_tokenizer
 from mot_core.prompts import render_prompt
 from mot_core.runner import ModelCache
 from mot_core.spec import Sampling
-from tests.processes import descendants
+from tests.processes import cpu_seconds, descendants
 
 MODEL = "running-total"
 SAMPLING = Sampling(temperature=0.7, max_completion_tokens=96)
@@ -64,12 +64,6 @@ def bench(threads: int | None = None) -> dict[str, Any]:
         finally:
             cache.close()
     return summary(rounds, {"threads": threads, "load_before": load_before, "load_after": os.getloadavg()[0]})
-
-
-def processor_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def summary(rounds: list[list[dict[str, float]]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -107,11 +101,11 @@ def ours(completer: VllmCompleter, requests: list[Request], directory: Path) -> 
     with tempfile.TemporaryDirectory(dir=directory) as place:
         journal = Journal(Path(place), {"bench": 1})
         pids = [pid for pid, command in descendants(os.getpid()).items() if "vllm_worker.py" in command]
-        used = time.process_time() + sum(map(processor_seconds, pids))
+        used = time.process_time() + sum(map(cpu_seconds, pids))
         started = time.perf_counter()
         completer.complete(requests, accept, lambda written: None)
         seconds = time.perf_counter() - started
-        used = time.process_time() + sum(map(processor_seconds, pids)) - used
+        used = time.process_time() + sum(map(cpu_seconds, pids)) - used
         journal.close()
     return {"tokens": tokens, "seconds": seconds, "processor": used}
 

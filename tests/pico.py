@@ -58,6 +58,17 @@ def style_of(question: str, style: str) -> str:
     return f"<think>{write_rationale(style, problem)}</think>\\boxed{{{problem.answer}}}"
 
 
+def example_row(question: str, teacher: str = "ann", style: str = "running-total") -> dict[str, Any]:
+    """A corpus's row: the rationale that a style writes, with what every training example must have."""
+    from mot_core.corpus.tables import example_messages
+
+    return {
+        "problem_id": f"p-{question}", "family": "sums", "question": question, "teacher": teacher,
+        "completion_key": f"{teacher}-{question}", "completion_tokens": 9,
+        "messages": example_messages(question, style_of(question, style)),
+    }  # fmt: skip
+
+
 class Scripted:
     """A completer that knows the answers: right in its style, and wrong on every fifth problem or so."""
 

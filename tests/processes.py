@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -62,3 +63,19 @@ def is_alive(pid: int) -> bool:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, with that of the children that it has waited for."""
+    fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def status_bytes(name: str, pid: int | None = None) -> int:
+    """A size that the kernel tells of a process, of this one by default: `VmRSS`, `VmHWM`, `RssAnon`.
+
+    Raises:
+        IndexError: a process that is ending, which has none.
+    """
+    status = (Path("/proc") / str(pid or "self") / "status").read_text()
+    return 1024 * int(status.split(f"{name}:")[1].split()[0])

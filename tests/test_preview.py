@@ -19,7 +19,8 @@ from mot_core.lab.tokenizer import build_tokenizer
 from mot_core.prepare import world_of
 from mot_core.preview import Preview, TokenPreview
 from mot_core.preview import preview as make_preview
-from mot_core.prompts import Rationale, assistant_message, user_messages
+from mot_core.prompts import assistant_message, user_messages
+from mot_core.reasoning import Rationale
 from mot_core.spec import Experiment
 from tests.contexts import publish
 from tests.pico import pico_document
@@ -69,9 +70,9 @@ def test_before_anything_is_published(pico_spec: Experiment) -> None:
         len(example.tokens) - len(question) - 3
     )
     assert "".join(token.text for token in example.tokens) == example.prompt + example.completion
-    assert [token.token_id for token in example.tokens] == build_tokenizer()(example.prompt + example.completion)[
-        "input_ids"
-    ]
+    tokenizer = build_tokenizer()
+    ids = tokenizer(example.prompt + example.completion)["input_ids"]
+    assert [token.text for token in example.tokens] == [tokenizer.decode([token_id]) for token_id in ids]
     text = text_of(made)
     assert "no rationale is published yet: this one is made up to show the form" in text
     assert f"<|user|>{question}<|end|><|assistant|>" in text
@@ -177,7 +178,7 @@ def masked(tokens: list[TokenPreview], **how: Any) -> str:
 
 
 def test_the_mask_with_and_without_colours() -> None:
-    tokens = [TokenPreview("a ", 1, False), TokenPreview("[b]\n", 2, True), TokenPreview("c", 3, True)]
+    tokens = [TokenPreview("a ", False), TokenPreview("[b]\n", True), TokenPreview("c", True)]
     assert masked(tokens) == "a␣|⟦[b]␊\n⟧⟦c⟧\n"
     coloured = masked(tokens, force_terminal=True, color_system="standard")
     assert "⟦" not in coloured and "\x1b[30;42m[b]␊" in coloured and "\x1b[30;102mc\x1b[0m" in coloured
@@ -185,10 +186,10 @@ def test_the_mask_with_and_without_colours() -> None:
 
 
 def test_long_examples_show_both_ends() -> None:
-    tokens = [TokenPreview("x", 1, False)] * 3 + [TokenPreview("y", 2, True)] * (FIRST_TOKENS + LAST_TOKENS + 12_345)
+    tokens = [TokenPreview("x", False)] * 3 + [TokenPreview("y", True)] * (FIRST_TOKENS + LAST_TOKENS + 12_345)
     text = masked(tokens)
     assert text.count("⟦y⟧") == FIRST_TOKENS + LAST_TOKENS
     assert "… 12,345 tokens, all of them counted …" in text
-    exactly = masked([TokenPreview("y", 2, True)] * (FIRST_TOKENS + LAST_TOKENS))
+    exactly = masked([TokenPreview("y", True)] * (FIRST_TOKENS + LAST_TOKENS))
     assert exactly.count("⟦y⟧") == FIRST_TOKENS + LAST_TOKENS and "…" not in exactly
-    assert masked([TokenPreview("y", 2, True)] * (FIRST_TOKENS + 7)).count("⟦y⟧") == FIRST_TOKENS + 7
+    assert masked([TokenPreview("y", True)] * (FIRST_TOKENS + 7)).count("⟦y⟧") == FIRST_TOKENS + 7

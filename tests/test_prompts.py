@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from mot_core.errors import ModelError
 from mot_core.lab.tokenizer import ALPHABET, build_tokenizer
-from mot_core.prompts import (
-    Rationale,
-    check_renderable,
-    parse_completion,
-    render_example,
-    render_prompt,
-    require_chat_template,
-    user_messages,
-)
+from mot_core.prompts import check_renderable, render_example, render_prompt, require_chat_template, user_messages
+from mot_core.reasoning import Rationale, parse_completion
 
 ROLES = (
     "{%- for m in messages -%}{%- if m.role != 'assistant' -%}"
@@ -110,6 +103,11 @@ def test_a_template_that_refuses_is_a_model_error(lab: Any) -> None:
         ({"enable_thinkng": True}, "template_kwargs.enable_thinkng: the chat template never reads it"),
         ({"tokenize": True}, "template_kwargs.tokenize: belongs to the renderer"),
         ({"add_generation_prompt": False}, "template_kwargs.add_generation_prompt: belongs to the renderer"),
+        ({"messages": 1}, "template_kwargs.messages: belongs to the renderer"),
+        (
+            {"return_assistant_tokens_mask": True},
+            "template_kwargs.return_assistant_tokens_mask: belongs to the renderer",
+        ),
     ],
 )
 def test_a_setting_that_would_do_nothing_or_harm_is_refused(settings_: dict[str, bool], told: str) -> None:

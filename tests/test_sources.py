@@ -15,8 +15,8 @@ import pytest
 
 from mot_core.columns import Reader, kept_by, mapping_of
 from mot_core.errors import ProblemError
-from mot_core.formats import COLUMNS, answered_turn, as_text, without_instruction
-from mot_core.sources import FORMATS, open_rows
+from mot_core.formats import COLUMNS, FORMATS, answered_turn, as_text, without_instruction
+from mot_core.sources import open_rows
 
 ROWS: list[dict[str, Any]] = [
     {"question": "one\u2028line", "answer": "042", "level": 1, "day": "2024-01-01"},
@@ -206,12 +206,21 @@ def test_a_hub_data_set_is_asked_for_by_configuration_split_and_revision(monkeyp
     assert asked == [(("owner/name", "main"), {"split": "test[:1]", "revision": "abc"})]
 
 
-def test_no_code_of_a_data_set_is_run(tmp_path: Path) -> None:
-    import datasets
-
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises((RuntimeError, FileNotFoundError, ValueError)):
-        datasets.load_dataset(str(tmp_path / "evil.py"))
+def test_no_code_of_a_data_set_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file, as a hub id, and where `datasets` would look for a builder of that name."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    scripts = [tmp_path / f"{name}.py" for name in ("text", "evil")]
+    for script in [*scripts, folder / "name.py"]:
+        script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ProblemError, match=r"evil\.py: expected \.jsonl, \.csv or \.parquet"):
+        open_rows({}, str(tmp_path / "evil.py"), "train")
+    for hub in ("owner/name", "evil.py"):
+        with pytest.raises(ProblemError, match="of this name is here, and would be read in its place"):
+            open_rows({"hub": hub}, None, "train")
+    (tmp_path / "a.jsonl").write_text('{"q": 1}\n')
+    assert cells("a.jsonl") == [{"q": 1}]
     assert not (tmp_path / "ran").exists()
 
 

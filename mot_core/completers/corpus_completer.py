@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 from mot_core.columns import Reader, kept_by
 from mot_core.completers.base import Accept, Completion, Request, Source
 from mot_core.errors import ProblemError
-from mot_core.formats import answered_turn, as_text, asked_turn
+from mot_core.formats import FORMATS, answered_turn, as_text, asked_turn
 from mot_core.identity import fingerprint
 from mot_core.problems import normal_question
-from mot_core.prompts import canonical_text, from_parts, parse_completion
-from mot_core.sources import FORMATS, Row, Rows, open_rows
+from mot_core.reasoning import canonical_text, from_parts, parse_completion
+from mot_core.sources import Row, Rows, open_rows
 from mot_core.spec import Rationales
 from mot_core.world import rationales_identity
 
@@ -84,7 +84,7 @@ class CorpusCompleter:
             progress(sum(completion.num_tokens for completion in group))
 
     def facts(self) -> dict[str, Any]:
-        """The table, its license as its format states it, and how many of the last call's requests had a row."""
+        """The table, its license as its format states it and what is unverified in that, and how many of the last call's requests had a row."""
         return self._facts
 
 
@@ -216,7 +216,8 @@ class RationaleTable:
         name = self.settings.get("format")
         return {
             "engine": "corpus", "source": self.name, "revision": self.settings.get("revision"), "format": name,
-            "license": FORMATS[name].license if name else None, "num_rows": self.num_rows,
+            "license": FORMATS[name].license if name else None,
+            "unverified": FORMATS[name].unverified if name else "", "num_rows": self.num_rows,
             "num_questions": len(self.by_question) or len(self.by_id),
             "max_samples": max(map(len, (self.by_question or self.by_id).values())), "num_duplicates": self.num_duplicates,
             "num_unreadable": self.num_unreadable,

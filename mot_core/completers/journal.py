@@ -11,6 +11,7 @@ only whole groups count. A row's `left` says how many rows of its group follow, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -149,6 +150,16 @@ class Journal:
                 os.fsync(file.fileno())
             self._engine_ids.add(engine_id)
         return engine_id
+
+
+@contextlib.contextmanager
+def locked_journal(store: Store, scope: Mapping[str, Any]) -> Iterator[Journal]:
+    """A scope's journal, under its lock."""
+    with (
+        store.lock(f"requests-{fingerprint(dict(scope))}"),
+        contextlib.closing(Journal(journal_dir(store, scope), scope)) as journal,
+    ):
+        yield journal
 
 
 def journal_dir(store: Store, scope: Mapping[str, Any]) -> Path:

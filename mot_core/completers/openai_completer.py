@@ -45,6 +45,7 @@ class OpenAICompleter:
         self.source = source
         self.endpoint = Endpoint(**source.settings)
         self.budget = Budget(self.endpoint, source.spent)
+        self.version = importlib.metadata.version("openai")  # read from the disk: once, not once a row
         self.answered_by = ""
         self.fingerprints: set[str] = set()
 
@@ -65,17 +66,10 @@ class OpenAICompleter:
         """Without the address, which is a place, and without what is spent, which changes with every row."""
         varies = len(self.fingerprints) > RECORDED_FINGERPRINTS
         return {
-            "engine": "openai", "version": importlib.metadata.version("openai"), "model": self.answered_by,
+            "engine": "openai", "version": self.version, "model": self.answered_by,
             "system_fingerprints": ["varies"] if varies else sorted(self.fingerprints),
             "seed": f"the request's seed modulo {SEED_MODULUS}",
             "determinism": "seeded; whether the server repeats itself is not known",
-        }  # fmt: skip
-
-    def cost(self) -> dict[str, float | None]:
-        """What this teacher cost in this store: journaled answers and this call's, in tokens and by the prices."""
-        spent = self.budget.spent
-        return {
-            "prompt_tokens": spent.prompt, "completion_tokens": spent.completion, "cost": self.budget.cost(spent)
         }  # fmt: skip
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mot_core.completers.base import Completer, Completion, Request, Source, batches_of, completer_class
-from mot_core.completers.journal import Journal, journal_dir
+from mot_core.completers.journal import Journal, locked_journal
 from mot_core.errors import CompletionError
 from mot_core.files import read_jsonl, write_jsonl
-from mot_core.identity import fingerprint
 from mot_core.runner import StepContext
 from mot_core.spec import Sampling
 
@@ -27,7 +26,7 @@ class Ask:
     """Who is asked, how, and what is done with failures."""
 
     role: str
-    """`teacher` or `student`: the context's role whose model answers."""
+    """`teacher`, `student` or `judge`: the context's role whose model answers."""
     scope: Mapping[str, Any]
     """What a journal is kept for: model, sampling, completer."""
     sampling: Mapping[str, Any]
@@ -36,6 +35,14 @@ class Ask:
     max_failed_share: float
     system: str | None = None
     template_kwargs: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, role: str, model: Mapping[str, Any], spec: Mapping[str, Any]) -> Ask:
+        """From a step's spec, and what in it stands for the model that is asked."""
+        return cls(
+            role, journal_scope(model, spec["sampling"], spec["completer"]), spec["sampling"], spec["completer"],
+            spec["batch_size"], spec["max_failed_share"], model.get("system"), model.get("template_kwargs"),
+        )  # fmt: skip
 
 
 def complete(context: StepContext) -> dict[str, Any]:
@@ -48,12 +55,7 @@ def complete(context: StepContext) -> dict[str, Any]:
         for problem in problems
         for index in range(spec["num_samples"])
     ]
-    ask = Ask(
-        "teacher", journal_scope(spec["teacher"], spec["sampling"], spec["completer"]), spec["sampling"],
-        spec["completer"], spec["batch_size"], spec["max_failed_share"], spec["teacher"].get("system"),
-        spec["teacher"].get("template_kwargs"),
-    )  # fmt: skip
-    completions, counts = obtain_completions(context, requests, ask)
+    completions, counts = obtain_completions(context, requests, Ask.of("teacher", spec["teacher"], spec))
     write_jsonl(context.work_dir / ROWS, [completion.published() for completion in completions])
     return counts
 
@@ -71,14 +73,9 @@ def obtain_completions(
     Raises:
         CompletionError: more than `max_failed_share` of the requests failed, or a completer can go on no more.
     """
-    directory = journal_dir(context.store, ask.scope)
-    with context.store.lock(f"requests-{fingerprint(dict(ask.scope))}"):
-        journal = Journal(directory, ask.scope)
-        try:
-            num_asked, engines = _ask_for_missing(context, requests, ask, journal)
-            completions = list(journal.rows([request.key for request in requests]))
-        finally:
-            journal.close()
+    with locked_journal(context.store, ask.scope) as journal:
+        num_asked, engines = _ask_for_missing(context, requests, ask, journal)
+        completions = list(journal.rows([request.key for request in requests]))
     ended = [completion.finish_reason for completion in completions]
     return completions, {
         "num_requests": len(requests), "num_asked": num_asked, "num_failed": ended.count("failed"),

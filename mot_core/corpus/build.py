@@ -24,7 +24,7 @@ from mot_core.corpus.ledger import Ledger, Rejection, union_of
 from mot_core.corpus.licenses import Origin
 from mot_core.corpus.selection import Kept, Selection, problem_limit, select
 from mot_core.corpus.student import Student
-from mot_core.corpus.tables import COVERAGE, corpus_row, write_corpus, write_coverage
+from mot_core.corpus.tables import COVERAGE, example_messages, write_corpus, write_coverage
 from mot_core.errors import CorpusError
 from mot_core.grading.verdicts import Verdict
 from mot_core.spec import Corpus
@@ -236,17 +236,24 @@ class Builder:
         }
 
     def row(self, one: Candidate) -> dict[str, Any]:
-        graded = {
-            "problem_id": one.problem_id, "family": one.family, "key": one.key, "num_tokens": one.num_tokens,
-            "text": one.text(),
-        }  # fmt: skip
-        return corpus_row(
-            graded, self.question(one), one.teacher, sample_index=one.sample_index, verdict=one.verdict.value,
-            extracted=one.extracted, gold=self.inputs.problems[one.problem_id]["answer"],
-            student_tokens=self.student_tokens.get(one.teacher, {}).get(one.key),
-            teacher_license=self.inputs.teacher_licenses.get(one.teacher),
-            problems_license=self.inputs.problems_license,
-        )  # fmt: skip
+        """A rationale as a training example, with its provenance."""
+        question = self.question(one)
+        return {
+            "problem_id": one.problem_id,
+            "family": one.family,
+            "question": question,
+            "teacher": one.teacher,
+            "completion_key": one.key,
+            "completion_tokens": one.num_tokens,
+            "messages": example_messages(question, one.text()),
+            "sample_index": one.sample_index,
+            "verdict": one.verdict.value,
+            "extracted": one.extracted,
+            "gold": self.inputs.problems[one.problem_id]["answer"],
+            "student_tokens": self.student_tokens.get(one.teacher, {}).get(one.key),
+            "teacher_license": self.inputs.teacher_licenses.get(one.teacher),
+            "problems_license": self.inputs.problems_license,
+        }
 
     def coverage(self, kept: ByTeacher, chosen: ByTeacher) -> list[dict[str, Any]]:
         rows = []

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mot_core.files import lines_of
 from mot_core.grading.verdicts import Verdict
-from mot_core.reasoning import canonical_text, parse_completion, thinking_marks
 
 Progress = Callable[[float, float, str], None]
 
@@ -69,28 +69,3 @@ def text_of(row: Mapping[str, Any]) -> str:
 def storable(text: str) -> str:
     """Text without half surrogate pairs, which JSON can hold and neither UTF-8 nor parquet."""
     return text.encode("utf-8", "replace").decode()
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """`(offset in bytes, line)` of each line of a file."""
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            yield offset, line
-            offset += len(line)
-
-
-def example_fault(text: str) -> str:
-    """Why no student can be trained on a text, whatever its template; empty if one can.
-
-    A corpus holds reasoning and answer, so it is these that have to come back once they are written out and parsed
-    (`mot_core.sft.tokens`).
-    """
-    rationale = parse_completion(text)
-    if rationale.ended != "answered":
-        return "truncated" if rationale.ended == "truncated" else "it holds no answer"
-    for where, part in (("reasoning", rationale.reasoning), ("answer", rationale.answer)):
-        marks = thinking_marks(part)
-        if marks:
-            return f"its {where} holds the mark {marks[0]!r}"
-    return "" if parse_completion(canonical_text(rationale)) == rationale else "written out, it parses otherwise"

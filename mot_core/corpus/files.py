@@ -22,21 +22,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from mot_core.corpus.build import Builder, Inputs, check_corpus_names
-from mot_core.corpus.candidates import Candidate, Progress, lines_of, storable
+from mot_core.corpus.candidates import Candidate, Progress, storable
 from mot_core.corpus.card import CARD
 from mot_core.corpus.filters import pass_rates
 from mot_core.corpus.ledger import LEDGER, REJECTIONS
 from mot_core.corpus.student import Student
 from mot_core.corpus.tables import COVERAGE
 from mot_core.errors import CorpusError
-from mot_core.files import whole_directory
+from mot_core.files import numbered_rows, whole_directory
 from mot_core.grading.verdicts import Verdict
 from mot_core.problems import problem_id_of
 from mot_core.spec import Corpus, Name, local_directory
@@ -119,7 +119,8 @@ class _Problems:
         self.file: Path | None = None
 
     def read(self, path: Path) -> None:
-        for where, row, _, _ in _rows(path):
+        for number, row, _, _ in numbered_rows(path, CorpusError):
+            where = f"{path}, line {number}"
             problem_id = str(_text(row, "problem_id", where, of_id=True) or _text(row, "id", where, of_id=True) or "")
             question, family = _text(row, "question", where), _text(row, "family", where) or ""
             if not question:
@@ -167,16 +168,17 @@ class _Problems:
 def _read_graded(teacher: str, path: Path, problems: _Problems, needs_tokens: bool) -> list[Candidate]:
     candidates = []
     samples: Counter[str] = Counter()
-    seen: dict[Any, str] = {}
-    for where, row, offset, size in _rows(path):
+    seen: dict[Any, int] = {}
+    for number, row, offset, size in numbered_rows(path, CorpusError):
+        where = f"{path}, line {number}"
         problem = problems.of_row(row, where)
         verdict_row = _verdict_row(row, problem, samples[problem["problem_id"]], needs_tokens, where)
         samples[problem["problem_id"]] += 1
         for place in (("id", verdict_row["key"]), (verdict_row["problem_id"], verdict_row["sample_index"])):
             if place in seen:
                 what = f"id {place[1]!r}" if place[0] == "id" else f"sample {place[1]} of problem {place[0]!r}"
-                raise CorpusError(f"{where}: {what} occurs already in {seen[place]}; expected each once")
-            seen[place] = where.rpartition(", ")[2]
+                raise CorpusError(f"{where}: {what} occurs already in line {seen[place]}; expected each once")
+            seen[place] = number
         candidates.append(Candidate.of(teacher, verdict_row, path, offset, size))
     if not candidates:
         raise CorpusError(f"{path}: no rows; expected graded rationales of {teacher}")
@@ -205,23 +207,6 @@ def _verdict_row(
         "extracted": _text(row, "extracted", where), "num_tokens": num_tokens, "text": text,
         "finish_reason": _text(row, "finish_reason", where) or "stop", "reason": _text(row, "reason", where) or "",
     }  # fmt: skip
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """`(where, row, offset, size)` of each line; empty lines are none."""
-    if not path.is_file():
-        raise CorpusError(f"{path}: there is no such file; expected JSON lines")
-    for number, (offset, line) in enumerate(lines_of(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(f"{where}: not JSON ({error}); expected one object a line") from error
-        if not isinstance(row, dict):
-            raise CorpusError(f"{where}: a JSON {type(row).__name__}; expected an object")
-        yield where, row, offset, len(line)
 
 
 def _text(row: Mapping[str, Any], name: str, where: str, of_id: bool = False) -> str | None:

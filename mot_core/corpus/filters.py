@@ -8,9 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mot_core.corpus.candidates import Candidate, example_fault
+from mot_core.corpus.candidates import Candidate
 from mot_core.corpus.ledger import Rejection
 from mot_core.grading.verdicts import Verdict
+from mot_core.reasoning import fault_of, parse_completion
+
+ORDER = (
+    "complete", "correct", "well_formed", "distinct", "renderable", "max_rationale_tokens", "difficulty", "matched",
+    "per_teacher", "union", "size_matched", "limit", "choice",
+)  # fmt: skip
+"""The filters' names, in the order in which a rationale meets them; those after `difficulty` are elsewhere."""
 
 Sifted = tuple[list[Candidate], list[Rejection]]
 
@@ -28,7 +35,7 @@ def correct(candidates: Sequence[Candidate]) -> Sifted:
 def well_formed(candidates: Sequence[Candidate]) -> Sifted:
     """Without those that hold no answer or, written out, would not parse to themselves: training on one would stop the
     branch. Parsing takes milliseconds a text, so this comes after the filters that need none."""
-    return _sift(candidates, "well_formed", lambda one: example_fault(one.text()))
+    return _sift(candidates, "well_formed", _malformed)
 
 
 def distinct(candidates: Sequence[Candidate]) -> Sifted:
@@ -94,6 +101,16 @@ def _incomplete(one: Candidate) -> str:
     if one.finish_reason in ("failed", "absent"):
         return f"{one.finish_reason}: {one.reason}" if one.reason else one.finish_reason
     return "truncated" if one.verdict is Verdict.TRUNCATED or one.finish_reason == "length" else ""
+
+
+def _malformed(one: Candidate) -> str:
+    """Why no student can be trained on a text, whatever its template; empty if one can.
+
+    A corpus holds reasoning and answer, so it is these that have to come back once they are written out and parsed
+    (`mot_core.sft.tokens`).
+    """
+    rationale = parse_completion(one.text())
+    return "it holds no answer" if rationale.ended == "empty" else fault_of(rationale) or ""
 
 
 def _sift(candidates: Sequence[Candidate], name: str, why: Callable[[Candidate], str]) -> Sifted:

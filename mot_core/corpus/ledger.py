@@ -64,7 +64,7 @@ class Ledger:
         self.rejections += rejections
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Rejections by teacher and filter, in the order of filters; problems under the empty name."""
+        """Rejections by teacher and filter, in the order in which each pair came first; problems under the empty name."""
         return dict(Counter((one.teacher, one.filter) for one in self.rejections))
 
     def told(self) -> str:

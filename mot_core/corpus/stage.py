@@ -29,7 +29,7 @@ def build_corpora(context: StepContext) -> dict[str, Any]:
         for _, path in context.parents("difficulty")
         for row in read_jsonl(path / VERDICTS)
     ]
-    licenses = spec.get("licenses", {"teachers": {}, "problems": None})
+    licenses = spec["licenses"]
     inputs = Inputs(
         problems={row["problem_id"]: row for row in read_jsonl(context.parent_dir("problems") / "problems.jsonl")},
         candidates={teacher: read_candidates(teacher, path / VERDICTS) for teacher, path in verdicts.items()},

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mot_core.corpus.candidates import Progress
 from mot_core.corpus.tables import example_messages
-from mot_core.errors import TrainingError
-from mot_core.prompts import check_renderable, parse_completion
+from mot_core.errors import ModelError, TrainingError
+from mot_core.prompts import check_renderable
+from mot_core.reasoning import parse_completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,13 +45,21 @@ class Student:
 
     def measure(self, question: str, text: str) -> tuple[int, str]:
         """`(completion tokens, why it cannot be trained on)`; the second is empty if it can, the first then counts."""
-        fault = check_renderable(self.tokenizer, question, parse_completion(text))
-        if fault is not None:
-            return 0, fault
         try:
-            return self.encode(question, text).completion_tokens, ""
+            example = self.encode(question, text)
         except TrainingError as error:
             return 0, str(error).partition(": ")[2]  # without the place, which a rejection has anyway
+        except ModelError:
+            fault = check_renderable(self.tokenizer, question, parse_completion(text))
+            if fault is None:
+                raise
+            return 0, fault
+        # Nearly every rationale is without the unknown token, and then costs one rendering.
+        if self.tokenizer.unk_token_id in example.input_ids:
+            fault = check_renderable(self.tokenizer, question, parse_completion(text))
+            if fault is not None:
+                return 0, fault
+        return example.completion_tokens, ""
 
     def encode(self, question: str, text: str) -> Example:
         """A rationale's tokens as training makes them.

@@ -5,14 +5,14 @@ Invariant: every corpus has the same columns and types, whatever is missing in i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mot_core.prompts import assistant_message, parse_completion, user_messages
+from mot_core.prompts import assistant_message, user_messages
+from mot_core.reasoning import parse_completion
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 _SCHEMA = pa.schema(
@@ -52,20 +52,6 @@ COVERAGE = "coverage"
 def example_messages(question: str, text: str) -> list[dict[str, str]]:
     """What a student is trained on, from what a teacher was asked and wrote."""
     return [*user_messages(question), assistant_message(parse_completion(text))]
-
-
-def corpus_row(graded: Mapping[str, Any], question: str, teacher: str, /, **provenance: Any) -> dict[str, Any]:
-    """A training example from a graded rationale; `provenance` are further columns."""
-    return {
-        "problem_id": graded["problem_id"],
-        "family": graded["family"],
-        "question": question,
-        "teacher": teacher,
-        "completion_key": graded["key"],
-        "completion_tokens": graded["num_tokens"],
-        "messages": example_messages(question, graded["text"]),
-        **provenance,
-    }
 
 
 def write_corpus(path: Path, rows: list[dict[str, Any]]) -> None:

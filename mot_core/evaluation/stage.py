@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mot_core.completers.base import Request
-from mot_core.completers.stage import ROWS, Ask, journal_scope, obtain_completions
+from mot_core.completers.stage import ROWS, Ask, obtain_completions
 from mot_core.evaluation.metrics import problem_scores, summarize
 from mot_core.files import read_jsonl, write_jsonl
 from mot_core.grading.stage import graded_rows
@@ -32,11 +32,7 @@ def evaluate_student(context: StepContext) -> dict[str, Any]:
     model = {"model": student_identity(context), "subdirectory": spec.get("student_subdirectory")}
     if spec.get("engine"):
         model["engine"] = spec["engine"]
-    ask = Ask(
-        "student", journal_scope(model, spec["sampling"], spec["completer"]), spec["sampling"], spec["completer"],
-        spec["batch_size"], spec["max_failed_share"],
-    )  # fmt: skip
-    completions, counts = obtain_completions(context, requests, ask)
+    completions, counts = obtain_completions(context, requests, Ask.of("student", model, spec))
     rows = [completion.published() for completion in completions]
     write_jsonl(context.work_dir / ROWS, rows)
     by_id = {problem["problem_id"]: problem for problem in problems}

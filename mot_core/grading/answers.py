@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mot_core.grading.extraction import MAX_ANSWER_CHARACTERS
+from mot_core.grading.extraction import MAX_ANSWER_CHARACTERS, closing_brace
 from mot_core.grading.verdicts import UngradableGold
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("`", "`"))
@@ -112,19 +112,3 @@ def unwrap(text: str) -> str:
         if command and closing_brace(text, command.end() - 1) == len(text) - 1:
             text = text[command.end() : -1].strip()
     return text
-
-
-def closing_brace(text: str, opening: int) -> int:
-    """The place of the brace that closes the one at `opening`; -1 without one."""
-    depth, position = 0, opening
-    while position < len(text):
-        if text[position] == "\\":
-            position += 1
-        elif text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
-    return -1

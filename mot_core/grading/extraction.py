@@ -11,7 +11,7 @@ import re
 from collections import deque
 
 from mot_core.grading.verdicts import Verdict
-from mot_core.prompts import parse_completion
+from mot_core.reasoning import parse_completion
 
 MAX_ANSWER_CHARACTERS = 1000
 
@@ -65,19 +65,24 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _braced(rest: str) -> str | None:
-    depth, position = 0, 0
-    while position < len(rest):
-        character = rest[position]
-        if character == "\\":  # an escaped brace is text
+    end = closing_brace(rest, 0)
+    return None if end == -1 else rest[1:end]
+
+
+def closing_brace(text: str, opening: int) -> int:
+    """The place of the brace that closes the one at `opening`; -1 without one. An escaped brace is text."""
+    depth, position = 0, opening
+    while position < len(text):
+        if text[position] == "\\":
             position += 1
-        elif character == "{":
+        elif text[position] == "{":
             depth += 1
-        elif character == "}":
+        elif text[position] == "}":
             depth -= 1
             if depth == 0:
-                return rest[1:position]
+                return position
         position += 1
-    return None
+    return -1
 
 
 def _unbraced(rest: str) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mot_core.errors import GradingError, SpecError
-from mot_core.files import whole_file
+from mot_core.files import numbered_rows, whole_file
 from mot_core.grading.pool import MEMORY_BYTES, SECONDS, GradingPool
 from mot_core.grading.verdicts import GRADERS, GradeItem
 from mot_core.steps import check_import_path
@@ -46,7 +46,7 @@ def grade_file(
         unfinished.open("wb") as out,
         GradingPool(num_workers, seconds, memory_bytes) as pool,
     ):
-        rows = (row for _, row in _rows(in_path))
+        rows = (row for _, row, _, _ in numbered_rows(in_path, GradingError))
         while batch := list(itertools.islice(rows, _BATCH)):
             before = sum(counts.values())
             told = None if progress is None else _told(progress, before, total)
@@ -65,7 +65,7 @@ def check_rows(path: Path) -> int:
     """
     seen: dict[str, int] = {}
     known: set[str] = set(GRADERS)
-    for number, row in _rows(path):
+    for number, row, _, _ in numbered_rows(path, GradingError):
         where = f"{path}, line {number}"
         missing = [key for key in _KEYS if key not in row]
         if missing:
@@ -97,21 +97,6 @@ def _check_answer_type(answer_type: str, known: set[str], where: str) -> None:
     except SpecError as error:
         raise GradingError(str(error)) from error
     known.add(answer_type)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`(line number, row)` of each line; empty lines are none."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise GradingError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from error
-            if not isinstance(row, dict):
-                raise GradingError(f"{path}, line {number}: a JSON {type(row).__name__}; expected an object")
-            yield number, row
 
 
 def _item(row: dict[str, Any]) -> GradeItem:

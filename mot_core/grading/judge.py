@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mot_core.grading.answers import unwrap
 from mot_core.grading.extraction import boxed_answer
 from mot_core.grading.verdicts import Verdict
-from mot_core.prompts import parse_completion
+from mot_core.reasoning import parse_completion
 
 MAX_QUOTED = 4000
 Opinion = Literal["yes", "no"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from mot_core.completers.base import Request
-from mot_core.completers.stage import Ask, journal_scope, obtain_completions
+from mot_core.completers.stage import Ask, obtain_completions
 from mot_core.files import read_jsonl, write_jsonl
 from mot_core.grading.judge import disagreement, judge_prompt, parse_reply
 from mot_core.grading.stage import VERDICTS
@@ -32,11 +32,7 @@ def judge(context: StepContext) -> dict[str, Any]:
         for row in verdicts
     }  # fmt: skip
     unique = list({request.key: request for request in requests.values()}.values())
-    ask = Ask(
-        "judge", journal_scope(spec["judge"], spec["sampling"], spec["completer"]), spec["sampling"], spec["completer"],
-        spec["batch_size"], spec["max_failed_share"], spec["judge"].get("system"), spec["judge"].get("template_kwargs"),
-    )  # fmt: skip
-    completions, counts = obtain_completions(context, unique, ask)
+    completions, counts = obtain_completions(context, unique, Ask.of("judge", spec["judge"], spec))
     replies = {completion.key: completion for completion in completions}
     rows = [
         {"key": row["key"], "problem_id": row["problem_id"], "verdict": row["verdict"],

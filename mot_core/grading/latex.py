@@ -20,7 +20,7 @@ _TYPOGRAPHY = str.maketrans(
         "⁄": "/", "∕": "/", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ",
         "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ", "∅": "\\emptyset ",
         "ℝ": "\\mathbb{R}", "°": "^\\circ ", "′": "'", "’": "'", "…": "\\ldots ", "⋯": "\\ldots ", "√": "\\sqrt ",
-        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2002": " ", "\u2003": " ", "{": "{",
+        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2002": " ", "\u2003": " ",
         # Invisible, and harmless to what a reader sees. Marks that reorder text are not harmless; they stay and fail.
         "\u200b": None, "\u200c": None, "\u200d": None, "\u2060": None, "\ufeff": None,
     }
@@ -172,11 +172,12 @@ def _repeating(whole: str, fixed: str, period: str) -> str:
 _NAMES = {
     "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre",
     "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard",
-    "mi": "mi mile", "mg": "mg milligram", "g": "g gm gram", "kg": "kg kilogram", "lb": "lb lbs pound", "oz": "oz ounce",
+    "mi": "mi mile", "mg": "mg milligram", "g": "g gm gram", "kg": "kg kilogram", "lb": "lb lbs", "oz": "oz ounce",
     "s": "s sec second", "ms": "ms millisecond", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
     "month": "month", "year": "yr year", "ml": "ml mL milliliter millilitre", "l": "l L liter litre",
     "degree": "degree deg °", "radian": "rad radian", "dollar": "dollar usd $", "cent": "cent ¢", "euro": "euro eur €",
-    "pound": "£ gbp", "rupee": "rupee rs inr ₹", "mph": "mph", "unit": "unit",
+    "gbp": "£ gbp", "rupee": "rupee rs inr ₹", "mph": "mph",
+    "unit": "unit pound",  # a pound is a weight or money
 }  # fmt: skip
 UNITS = {
     name: canonical for canonical, names in _NAMES.items() for word in names.split() for name in (word, f"{word}s")

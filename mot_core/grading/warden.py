@@ -11,7 +11,6 @@ the kernel kills the workers with it. It never imports torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -26,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mot_core.grading.verdicts import GRADERS, Grader, describe_failure, gold_fault, grader_named
+from mot_core.processes import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 # A user's grader is imported once a worker; that time is the import's, not the answer's.
 IMPORT_SECONDS = 60.0
 # Caches grew by 5 MB over 2,000 ordinary answers (measured), but odd ones may leave more; a new worker is cheap to fork.
@@ -180,10 +179,7 @@ class Warden:
 
 def work(channel: socket.socket, memory_bytes: int) -> NoReturn:
     """A worker's life: limits, then a reply a question until its channel ends."""
-    warden = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != warden:
-        os._exit(1)
+    die_with_parent()
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)

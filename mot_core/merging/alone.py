@@ -19,11 +19,11 @@ from mot_core.errors import MergeError
 from mot_core.files import whole_directory, write_atomically
 from mot_core.merging.apply import Share
 from mot_core.merging.card import CARD, Lineage, card_text
-from mot_core.merging.mergekit import ByTensor
+from mot_core.merging.mergekit import ByTensor, Resolved
 from mot_core.merging.plan import BranchFiles, inspect, make_plan
 from mot_core.merging.recipe import Recipe
 from mot_core.merging.rules import rule_named
-from mot_core.merging.stage import MergeSettings, merge_models
+from mot_core.merging.stage import MergeSettings, check_weights, merge_models
 from mot_core.merging.tensors import MappedFiles, read_header
 from mot_core.merging.tokenizers import tokenizer_warnings
 from mot_core.provenance import package_versions
@@ -53,6 +53,7 @@ def merge(
 
     Raises:
         MergeError: models that do not match, or a directory that holds something already.
+        ModelError: a model that is neither in the hub's local cache nor to be had from the hub.
     """
     started = time.monotonic()
     out_dir = out_dir.expanduser().absolute()
@@ -74,24 +75,20 @@ def _write(
     progress: Callable[[int, int], None], threads: int | None,
 ) -> tuple[list[str], dict[str, Any]]:  # fmt: skip
     warnings: list[str] = []
+    shown = by_tensor.of("") if by_tensor is not None else Resolved(dict(recipe.parameters), recipe.weights, [])
     if recipe.lora == "concatenate":
-        diagnostics = _concatenate(recipe, start, branches, out)
+        diagnostics = _concatenate(recipe, start, branches, out, warnings)
     else:
         settings = MergeSettings(
-            recipe.parameters, recipe.seed, _previous(recipe), strict=False, dtype=recipe.dtype,
+            shown.parameters, recipe.seed, _previous(recipe), strict=False, dtype=recipe.dtype,
             any_tokenizer=recipe.tokenizer is not None, max_shard_bytes=int(recipe.max_shard_gb * 1e9),
             threads=threads or len(os.sched_getaffinity(0)), warn=warnings.append,
             parameters_of=_parameters_of(by_tensor) if by_tensor is not None else None,
         )  # fmt: skip
-        parameters, weights = dict(recipe.parameters), recipe.weights
-        if by_tensor is not None:
-            shown = by_tensor.of("")
-            parameters, weights = shown.parameters, shown.weights
-            settings = MergeSettings(**{**settings.__dict__, "parameters": parameters})
-        diagnostics = merge_models(start, branches, weights, recipe.rule, out, progress, settings)
+        diagnostics = merge_models(start, branches, shown.weights, recipe.rule, out, progress, settings)
         _finish_config(recipe, start, branches, out)
         warnings += tokenizer_warnings(out, _embedding_rows(out))
-    _record(recipe, by_tensor, diagnostics, warnings, out)
+    _record(recipe, by_tensor, shown, diagnostics, warnings, out)
     return warnings, diagnostics
 
 
@@ -103,7 +100,9 @@ def _parameters_of(by_tensor: ByTensor) -> Callable[[str], tuple[Mapping[str, An
     return parameters_of
 
 
-def _concatenate(recipe: Recipe, start: BranchFiles | None, branches: list[BranchFiles], out: Path) -> dict[str, Any]:
+def _concatenate(
+    recipe: Recipe, start: BranchFiles | None, branches: list[BranchFiles], out: Path, warnings: list[str]
+) -> dict[str, Any]:
     from mot_core.merging.lora import concatenate, read_adapter
 
     whole = [branch.name for branch in branches if not branch.is_adapter]
@@ -112,9 +111,11 @@ def _concatenate(recipe: Recipe, start: BranchFiles | None, branches: list[Branc
             f"lora: concatenate joins adapters by a weighted sum; got rule {recipe.rule!r}"
             + (f" and whole models {whole}" if whole else "") + "; use lora: full"
         )  # fmt: skip
-    scale = float(rule_named(recipe.rule, recipe.parameters).model_dump().get("scale", 1.0))
+    rule = rule_named(recipe.rule, recipe.parameters)
+    check_weights(rule, recipe.weights, len(branches), as_given=False)
+    scale = float(rule.model_dump().get("scale", 1.0))
     if start is not None:
-        make_plan(start, branches, strict=False)
+        warnings += make_plan(start, branches, strict=False, any_tokenizer=recipe.tokenizer is not None).warnings
     adapters = [(branch.name, read_adapter(branch.name, branch.directory)) for branch in branches]
     rank = concatenate(adapters, [scale * weight for weight in recipe.weights], out, MappedFiles())
     return {"rank": rank}
@@ -127,14 +128,9 @@ def _directory(model: str, revision: str | None) -> Path:
         return found
     if model.count("/") != 1 or model.startswith((".", "~", "/")):
         raise MergeError(f"model {model!r} is no directory here, and no hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from mot_core.models import local_copy
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise MergeError(f"model {model!r}: not in the local cache, and the hub cannot be asked: {error}") from None
+    return local_copy(model, revision)
 
 
 def _previous(recipe: Recipe) -> Path | None:
@@ -166,12 +162,13 @@ def _embedding_rows(out: Path) -> int | None:
 
 
 def _record(
-    recipe: Recipe, by_tensor: ByTensor | None, diagnostics: Mapping[str, Any], warnings: Sequence[str], out: Path
-) -> None:
-    weights = by_tensor.of("").weights if by_tensor is not None else recipe.weights
-    rule = rule_named(recipe.rule, recipe.parameters if by_tensor is None else by_tensor.of("").parameters)
+    recipe: Recipe, by_tensor: ByTensor | None, shown: Resolved, diagnostics: Mapping[str, Any],
+    warnings: Sequence[str], out: Path,
+) -> None:  # fmt: skip
+    rule = rule_named(recipe.rule, shown.parameters)
     branches = [
-        Lineage(one.name, _origin(one.model), weight) for one, weight in zip(recipe.branches, weights, strict=True)
+        Lineage(one.name, _origin(one.model), weight)
+        for one, weight in zip(recipe.branches, shown.weights, strict=True)
     ]
     start = Lineage("base", _origin(recipe.base)) if recipe.base is not None else None
     facts = dict(diagnostics.get("agreement", {}))

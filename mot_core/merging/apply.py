@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import repeat
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ import torch
 
 from mot_core.errors import MergeError
 from mot_core.identity import derive_seed
-from mot_core.merging.diagnostics import MergeDiagnostics, Sums, common_of, sampled, squares_of
+from mot_core.merging.diagnostics import MergeDiagnostics, Sums, common_of, sampled, squares_of, sums_of
 from mot_core.merging.plan import BranchFiles, Plan
 from mot_core.merging.rules import Block, Rule
 from mot_core.merging.tensors import DTYPES, FLOATS, MappedFiles, Output, ShardWriter
@@ -131,7 +133,7 @@ class Merger:
 
     def _tasks(self, output: Output) -> Iterator[Task]:
         treatment = self.treatment_of(output.key)
-        size = math.prod(output.shape)
+        size = output.size
         block = max(1, size) if treatment.rule.whole_tensors else BLOCK
         num_blocks = max(1, -(-size // block))
         for first in range(0, num_blocks, _BLOCKS_A_TASK):
@@ -141,7 +143,7 @@ class Merger:
 
     def _survey(self, pool: ThreadPoolExecutor, output: Output, tasks: list[Task]) -> Any:
         treatment = tasks[0].treatment
-        rule, size = treatment.rule, math.prod(output.shape)
+        rule, size = treatment.rule, output.size
         if not rule.surveys or not self._is_float(output) or size == 0:
             return None
         attempt = 0
@@ -201,13 +203,11 @@ class Merger:
         """The sums of a block, but for the merge's own; None without a start to measure from."""
         if self.plan.start is None:
             return None
-        size, count = math.prod(task.output.shape), block.branches.shape[1]
+        size, count = task.output.size, block.branches.shape[1]
         if block.start is not None and block.updates is None:  # a whole tensor, of which updates are made run by run
-            whole = MergeDiagnostics([branch.name for branch in self.plan.branches])
-            for offset in range(0, count, BLOCK):
-                start, branches = block.start[offset : offset + BLOCK], block.branches[:, offset : offset + BLOCK]
-                whole.add(task.output.key, start, list(branches), start)
-            return Before(whole.as_sums(), block.start, 0, 1.0)
+            runs = (slice(offset, offset + BLOCK) for offset in range(0, count, BLOCK))
+            parts = (sums_of(block.start[run], block.branches[:, run] - block.start[run]) for run in runs)
+            return Before(reduce(add, parts), block.start, 0, 1.0)
         chosen = sampled(size, number, count, BLOCK)
         if block.start is not None and block.updates is not None:
             common = common_of(block.updates[:, chosen[0] : chosen[1]], chosen[2]) if chosen is not None else None
@@ -231,7 +231,7 @@ class Merger:
             self.state_writer.write(output.key, offset, block.new_state.to(torch.float32))
 
     def _blocks(self, task: Task) -> Iterator[Block]:
-        size = math.prod(task.output.shape)
+        size = task.output.size
         for number in range(task.first, task.last):
             offset = number * task.block
             end = min(size, offset + task.block)

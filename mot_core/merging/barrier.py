@@ -7,7 +7,8 @@ or below the straight line between its ends. One model is in memory, its weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,9 @@ import torch
 from mot_core.errors import MergeError
 from mot_core.merging.plan import BranchFiles, Plan, inspect, make_plan
 from mot_core.merging.tensors import FLOATS, MappedFiles
+from mot_core.sft.layout import collate
+from mot_core.sft.loss import CompletionLoss
+from mot_core.spec import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,29 +36,38 @@ def measure_barrier(context: StepContext, start: BranchFiles, branches: list[Bra
     asked = context.spec["barrier"]
     merged = str(context.work_dir)
     tokenizer = load_tokenizer(merged)
-    examples = []
-    for name in asked["corpora"]:
-        found = [tokenize(tokenizer, row) for row in read_corpus(context.parent_dir("corpora") / f"{name}.parquet")]
-        short = [example for example in found if len(example.input_ids) <= asked["max_example_tokens"]]
-        examples += short[: asked["num_examples"]]
+
+    def short_ones(name: str) -> Iterator[Example]:
+        for row in read_corpus(context.parent_dir("corpora") / f"{name}.parquet"):
+            example = tokenize(tokenizer, row)
+            if len(example.input_ids) <= asked["max_example_tokens"]:
+                yield example
+
+    examples = [one for name in asked["corpora"] for one in islice(short_ones(name), asked["num_examples"])]
     if not examples:
         raise MergeError(f"barrier: no example of {asked['corpora']} has up to {asked['max_example_tokens']} tokens")
     model = load_model(merged, None, context.settings.device)
     return barriers(
-        model, make_plan(start, branches), inspect("merged", context.work_dir), examples, asked["num_points"]
+        Losses(model, examples), make_plan(start, branches), inspect("merged", context.work_dir), asked["num_points"]
     )
 
 
-def barriers(
-    model: PreTrainedModel, plan: Plan, merged: BranchFiles, examples: Sequence[Example], num_points: int
-) -> list[dict[str, Any]]:
+def barriers(losses: Losses, plan: Plan, merged: BranchFiles, num_points: int) -> list[dict[str, Any]]:
     """A row a line: its ends, losses at `num_points` evenly spaced points, ends included, and its barrier."""
     assert plan.start is not None, "lines begin at a start"
-    lines = [(plan.start, branch) for branch in plan.branches] + [(branch, merged) for branch in plan.branches]
+    models = [plan.start, *plan.branches, merged]
+    ends = [losses.at((1.0, model)) for model in models]
+    last = len(models) - 1
+    shares = [place / (num_points - 1) for place in range(1, num_points - 1)]
     rows = []
-    for first, last in [*lines, (plan.start, merged)]:
-        losses = loss_along(model, first, last, examples, num_points)
-        rows.append({"from": first.name, "to": last.name, "losses": losses, "barrier": barrier_of(losses)})
+    for a, b in [
+        *((0, branch) for branch in range(1, last)),
+        *((branch, last) for branch in range(1, last)),
+        (0, last),
+    ]:
+        between = [losses.at((1.0 - t, models[a]), (t, models[b])) for t in shares]
+        line = [ends[a], *between, ends[b]]
+        rows.append({"from": models[a].name, "to": models[b].name, "losses": line, "barrier": barrier_of(line)})
     return rows
 
 
@@ -64,38 +77,26 @@ def barrier_of(losses: Sequence[float]) -> float:
     return max(loss - (losses[0] + (losses[-1] - losses[0]) * place / last) for place, loss in enumerate(losses))
 
 
-@torch.no_grad()
-def loss_along(
-    model: PreTrainedModel, first: BranchFiles, last: BranchFiles, examples: Sequence[Example], num_points: int
-) -> list[float]:
-    """Mean completion loss (nats a token) at evenly spaced points of a line. The model's weights are overwritten."""
-    files = MappedFiles()
-    found = []
-    for place in range(num_points):
-        _set_weights(model, first, last, place / (num_points - 1), files)
-        found.append(_loss(model, examples))
-    return found
+class Losses:
+    """Mean completion loss (nats a token) at points between models. One example a pass: they are few."""
 
+    def __init__(self, model: PreTrainedModel, examples: Sequence[Example]) -> None:
+        settings = Training()
+        self.summed = CompletionLoss(model, settings.loss, settings.loss_chunk_tokens)
+        self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+        self.batches = [collate([example], "padded", 0).to(model.device) for example in examples]
+        self.num_targets = sum(example.num_targets for example in examples)
+        self.files = MappedFiles()
 
-def _set_weights(model: Any, first: BranchFiles, last: BranchFiles, t: float, files: MappedFiles) -> None:
-    parameters: Mapping[str, torch.Tensor] = dict(model.named_parameters())
-    for key, entry in first.entries.items():
-        if key not in parameters or entry.dtype not in FLOATS:
-            continue
-        values = torch.empty(entry.size, dtype=torch.float64)
-        other = torch.empty_like(values)
-        first.load(files, key, 0, values)
-        last.load(files, key, 0, other)
-        parameters[key].copy_(((1.0 - t) * values + t * other).reshape(entry.shape))
-
-
-def _loss(model: Any, examples: Sequence[Example]) -> float:
-    """One example a pass: they are few, and nothing is padded."""
-    total, num_tokens = 0.0, 0
-    for example in examples:
-        ids_1L = torch.tensor([example.input_ids], device=model.device)
-        first = max(1, example.prompt_length)
-        logits_NV = model(input_ids=ids_1L, use_cache=False).logits[0, first - 1 : -1].float()
-        total += float(torch.nn.functional.cross_entropy(logits_NV, ids_1L[0, first:], reduction="sum"))
-        num_tokens += ids_1L.shape[1] - first
-    return total / num_tokens
+    @torch.no_grad()
+    def at(self, *point: tuple[float, BranchFiles]) -> float:
+        """Where weights are the sum of models', each times its share. The model's own are overwritten."""
+        for key, entry in point[0][1].entries.items():
+            if key not in self.parameters or entry.dtype not in FLOATS:
+                continue
+            total = torch.zeros(entry.size, dtype=torch.float64)
+            values = torch.empty_like(total)
+            for share, model in point:
+                total += share * model.load(self.files, key, 0, values)
+            self.parameters[key].copy_(total.reshape(entry.shape))
+        return sum(float(self.summed(batch)) for batch in self.batches) / self.num_targets

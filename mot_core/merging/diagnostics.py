@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +47,12 @@ class Sums:
     merged: float
     common: Common | None = None
 
+    def __add__(self, other: Sums) -> Sums:
+        """Of two runs; one without what branches have in common adds nothing to it."""
+        both = self.common + other.common if self.common and other.common else self.common or other.common
+        squares = [one + two for one, two in zip(self.squares, other.squares, strict=True)]
+        return Sums(self.start + other.start, squares, self.merged + other.merged, both)
+
 
 @dataclass(frozen=True)
 class Common:
@@ -58,6 +63,11 @@ class Common:
     same_sign: int
     moved: int
     scale: float
+
+    def __add__(self, other: Common) -> Common:
+        assert self.scale == other.scale, "values that count differently have no sum"
+        products = {pair: product + other.products[pair] for pair, product in self.products.items()}
+        return Common(products, self.same_sign + other.same_sign, self.moved + other.moved, self.scale)
 
 
 def sampled(size: int, number: int, count: int, block: int) -> tuple[int, int, float] | None:
@@ -95,6 +105,11 @@ def common_of(updates: torch.Tensor, scale: float) -> Common:
     return Common(products, int(same), len(low) - int(np.count_nonzero((low == 0) & (high == 0))), scale)
 
 
+def sums_of(start: torch.Tensor, updates: torch.Tensor) -> Sums:
+    """The sums of a run whose values are all taken, (N,) and (K, N) float64, before it is merged."""
+    return Sums(*squares_of(start, updates), 0.0, common_of(updates, 1.0))
+
+
 class MergeDiagnostics:
     """Accumulates sums while tensors stream by."""
 
@@ -106,13 +121,6 @@ class MergeDiagnostics:
         self.products = dict.fromkeys(itertools.combinations_with_replacement(indices, 2), 0.0)
         self.same_sign = 0.0
         self.moved = 0.0
-
-    def add(self, key: str, start: torch.Tensor, branches: Sequence[torch.Tensor], merged: torch.Tensor) -> None:
-        """Account for one whole tensor (all float64, one shape)."""
-        start = start.reshape(-1)
-        updates = torch.stack([branch.reshape(-1) for branch in branches]) - start
-        moved = merged.reshape(-1) - start
-        self.take(key, Sums(*squares_of(start, updates), float(moved.dot(moved)), common_of(updates, 1.0)))
 
     def take(self, key: str, sums: Sums) -> None:
         """Account for one run."""
@@ -126,13 +134,6 @@ class MergeDiagnostics:
                 self.products[pair] += sums.common.scale * product
             self.same_sign += sums.common.scale * sums.common.same_sign
             self.moved += sums.common.scale * sums.common.moved
-
-    def as_sums(self) -> Sums:
-        """What was accounted for so far, of one tensor, as the sums of one run."""
-        (start,) = self.start_squares.values()
-        squares = [self._total(name) for name in self.names]
-        common = Common(dict(self.products), int(self.same_sign), int(self.moved), 1.0)
-        return Sums(start, squares, self._total("merged"), common)
 
     def summary(self) -> dict[str, Any]:
         """`drift`: rows a branch and place; `agreement`: cosine, sign agreement, share of update energy kept."""

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.errors import SpecError
-from mot_core.merging.recipe import Recipe, branch_name, parse_recipe
+from mot_core.merging.recipe import Recipe, branch_name
 from mot_core.spec import local_directory
+from mot_core.spec_files import spec_from_document
 
 _RULES = {
     "linear": "weighted_mean", "task_arithmetic": "task_arithmetic", "ties": "ties", "dare_linear": "dare",
@@ -64,7 +65,7 @@ class ByTensor:
     shared: Mapping[str, Any]
     sources: Sequence[Mapping[str, Any]]
     num_layers: int
-    base_is_branch: int | None = None
+    base_is_first: bool = False
 
     def of(self, key: str) -> Resolved:
         """The settings of a tensor; a layer's place is between 0 (first) and 1 (last), outside layers it is 0."""
@@ -74,7 +75,7 @@ class ByTensor:
             t = int(match.group(1)) / (self.num_layers - 1) if self.num_layers > 1 else 1.0
         if self.method == "slerp":
             mixed = float(self._shared("t", key, t, None))
-            weights = [1.0 - mixed, mixed] if self.base_is_branch == 0 else [mixed, 1.0 - mixed]
+            weights = [1.0 - mixed, mixed] if self.base_is_first else [mixed, 1.0 - mixed]
             return Resolved({"of": "weights"}, weights, [{}, {}])
         weights = [float(self._own(place, "weight", key, t)) for place in range(len(self.sources))]
         normalize = bool(self._shared("normalize", key, t, _NORMALIZES.get(self.method, False)))
@@ -126,9 +127,9 @@ def read_mergekit(document: Mapping[str, Any], where: str) -> tuple[Recipe, ByTe
             raise SpecError(f"{where}: {field!r} is not read; of mergekit's fields are read {', '.join(_FIELDS)}")
     sources = _sources(document, where)
     base = document.get("base_model")
-    base_is_branch = next((place for place, item in enumerate(sources) if item["model"] == base), None)
+    models = [item["model"] for item in sources]
     if method == "slerp":
-        if base_is_branch is None or len(sources) != 2:
+        if base not in models or len(models) != 2:
             raise SpecError(f"{where}: slerp needs two models, one of them the base_model")
     elif method != "linear":
         if base is None:
@@ -146,10 +147,10 @@ def read_mergekit(document: Mapping[str, Any], where: str) -> tuple[Recipe, ByTe
         "dtype": document.get("out_dtype") or document.get("dtype"),
         "tokenizer": _tokenizer(document.get("tokenizer_source"), sources, base, method, where),
     }  # fmt: skip
-    recipe = parse_recipe(fields, where)
+    recipe = spec_from_document(fields, where, Recipe)
     own = [item["parameters"] for item in sources]
     layers = _num_layers(str(sources[0]["model"]), where) if _by_layer([shared, *own]) else 1
-    return recipe, ByTensor(where, method, shared, own, layers, base_is_branch)
+    return recipe, ByTensor(where, method, shared, own, layers, models[0] == base)
 
 
 def _branches(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

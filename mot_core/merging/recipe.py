@@ -13,16 +13,15 @@ Invariant: importing this module loads no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mot_core.errors import SpecError
 from mot_core.spec import Name, Scalar, Seed, Spec
+from mot_core.spec_files import parse_yaml, spec_from_document
 
 
 class Source(Spec):
@@ -102,27 +101,10 @@ def load_recipe(path: Path) -> tuple[Recipe, Any]:
     from mot_core.merging.mergekit import is_mergekit, read_mergekit
 
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read as a merge recipe: {error}") from None
-    if not isinstance(document, dict):
-        raise SpecError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
+    document = parse_yaml(str(path), text)
     if is_mergekit(document):
         return read_mergekit(document, str(path))
-    return parse_recipe(document, str(path)), None
-
-
-def parse_recipe(document: Mapping[str, Any], source: str) -> Recipe:
-    """A recipe from parsed YAML."""
-    try:
-        recipe = Recipe.model_validate(dict(document))
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or 'the recipe as a whole'}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise SpecError(f"{source}: the recipe is wrong\n" + "\n".join(lines)) from None
-    if not all(math.isfinite(weight) for weight in recipe.weights):
-        raise SpecError(f"{source}: weights must be finite, got {recipe.weights}")
-    return recipe
+    return spec_from_document(document, str(path), Recipe), None

@@ -115,7 +115,7 @@ def merge_models(
     """
     settings = settings or MergeSettings()
     rule = rule_named(rule_name, settings.parameters)
-    _check_weights(rule, weights, len(branches), as_given=settings.parameters_of is not None)
+    check_weights(rule, weights, len(branches), as_given=settings.parameters_of is not None)
     if start is None and rule.needs_start:
         raise MergeError(
             f"merge rule {rule_name!r} works on updates; expected the start that the branches began at, as base"
@@ -142,8 +142,12 @@ def merge_models(
     return {**merger.diagnostics.summary(), "effective_rank": ranks}
 
 
-def _check_weights(rule: Rule, weights: Sequence[float], num_branches: int, *, as_given: bool) -> None:
-    """`as_given`: another tool's recipe, whose weights are what it says they are."""
+def check_weights(rule: Rule, weights: Sequence[float], num_branches: int, *, as_given: bool) -> None:
+    """Refuse weights that a rule cannot take. `as_given`: another tool's recipe, whose weights are what it says they are.
+
+    Raises:
+        MergeError: not one a branch, or a sum or sign that the rule does not allow.
+    """
     wrong_sum = rule.averages and not as_given and abs(sum(weights) - 1.0) > 1e-6
     negative = not rule.negative_weights and not as_given and min(weights, default=0.0) < 0.0
     if wrong_sum or negative or len(weights) != num_branches or not weights:

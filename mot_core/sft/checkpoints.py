@@ -43,11 +43,8 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self._last >= self.every_seconds
 
-    def save(
-        self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, log: list[Any],
-        looks: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        """Write weights, optimizer state and the log after `step` optimizer steps; `looks` is the early stop's memory."""
+    def save(self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, log: list[Any]) -> None:
+        """Write weights, optimizer state and the log after `step` optimizer steps."""
         fresh = self._fresh(self.directory)
         weights, names = _trained(model)
         save_file(weights, fresh / f"model-{self.ranks.index}.safetensors")
@@ -61,22 +58,21 @@ class Checkpoints:
         save_file(moments, fresh / f"optimizer-{self.ranks.index}.safetensors")
         if self.ranks.first:
             document = {
-                "step": step, "log": log, "numbers": numbers, "looks": dict(looks or {}), "layout": self.layout,
-                "processes": self.ranks.count,
+                "step": step, "log": log, "numbers": numbers, "layout": self.layout, "processes": self.ranks.count,
             }  # fmt: skip
             (fresh / "state.json").write_text(json.dumps(document))
         self._publish(fresh, self.directory, self.previous)
         self._last = time.monotonic()
 
-    def load(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[Any], dict[str, Any]]:
-        """Restore the newest checkpoint in place; `(steps done, log, looks)`, or `(0, [], {})` without one."""
+    def load(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[Any]]:
+        """Restore the newest checkpoint in place; `(steps done, log)`, or `(0, [])` without one."""
         directory = self.directory if self.directory.exists() else self.previous
         if not directory.exists():
-            return 0, [], {}
+            return 0, []
         state = json.loads((directory / "state.json").read_text())
         if (state["layout"], state["processes"]) != (self.layout, self.ranks.count):
             log.warning("the checkpoint after step %d is of another layout: the branch starts over", state["step"])
-            return 0, [], {}
+            return 0, []
         parameters = dict(model.named_parameters())
         _restore(parameters, directory / f"model-{self.ranks.index}.safetensors")
         for key, value in load_file(directory / f"optimizer-{self.ranks.index}.safetensors").items():
@@ -85,7 +81,7 @@ class Checkpoints:
         for key, number in state["numbers"].items():
             name, _, entry = key.rpartition("/")
             optimizer.state[parameters[name]][entry] = number
-        return state["step"], state["log"], state["looks"]
+        return state["step"], state["log"]
 
     def keep_best(self, model: torch.nn.Module) -> None:
         """Remember the weights as they are now."""

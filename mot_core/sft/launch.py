@@ -8,10 +8,8 @@ Invariant: no process outlives the worker, and what one of them raised is what t
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from mot_core import errors
 from mot_core.errors import TrainingError, WorkerError
+from mot_core.processes import die_with_parent
 
 if TYPE_CHECKING:
     from mot_core.sft.branch import BranchJob
 
-PR_SET_PDEATHSIG = 1
 _MARK = "mot-progress "
 # Ranks load in turn and the first one writes alone, so the others wait for longer than NCCL's ten minutes.
 _PATIENCE = timedelta(hours=2)
@@ -134,14 +132,6 @@ def run_rank(job_file: str) -> None:
 
 def _report(done: float, total: float, unit: str, **facts: Any) -> None:
     print(_MARK + json.dumps({"done": done, "total": total, "unit": unit, **facts}), flush=True)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

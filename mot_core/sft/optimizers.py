@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +74,25 @@ def start_from(
     """
     parameters = dict(model.named_parameters())
     paths = [directory / STATE_FILE for directory in directories]
-    with safe_open(paths[0], framework="pt") as first:
-        names = set(first.keys())
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            unknown = {key.rpartition("/")[0] for key in file.keys()} - set(parameters)  # noqa: SIM118  (not a mapping)
-            if set(file.keys()) != names or unknown:
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        names = set(files[0].keys())
+        for path, file in zip(paths, files, strict=True):
+            keys = set(file.keys())
+            unknown = {key.rpartition("/")[0] for key in keys} - set(parameters)
+            if keys != names or unknown:
                 raise TrainingError(f"{path}: its moments are not of this student's parameters: {sorted(unknown)[:3]}")
-    for key in sorted(names):
-        name, _, entry = key.rpartition("/")
-        mean = _weighted(paths, key, weights)
-        # bitsandbytes counts its steps in an int.
-        scalar = mean.ndim == 0 and type(optimizer).__module__.startswith("bitsandbytes")
-        optimizer.state[parameters[name]][entry] = int(mean) if scalar else part_like(mean, parameters[name])
+        for key in sorted(names):
+            name, _, entry = key.rpartition("/")
+            mean = _weighted([file.get_tensor(key) for file in files], weights)
+            # bitsandbytes counts its steps in an int.
+            scalar = mean.ndim == 0 and type(optimizer).__module__.startswith("bitsandbytes")
+            optimizer.state[parameters[name]][entry] = int(mean) if scalar else part_like(mean, parameters[name])
 
 
-def _weighted(paths: Sequence[Path], key: str, weights: Sequence[float]) -> torch.Tensor:
-    tensors = []
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            tensors.append(file.get_tensor(key))
+def _weighted(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     if len(tensors) == 1:
-        return torch.as_tensor(tensors[0])
+        return tensors[0]
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for tensor, weight in zip(tensors, weights, strict=True):
         total += weight * tensor.to(torch.float64)

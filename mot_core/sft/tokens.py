@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mot_core.errors import TrainingError
 from mot_core.identity import derive_seed
-from mot_core.prompts import Rationale, render_example
+from mot_core.prompts import render_example
+from mot_core.reasoning import Rationale
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

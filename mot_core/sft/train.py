@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,15 +35,6 @@ class Course:
     first_step: int
     first_scheduled: int
     total_scheduled: int
-
-
-@dataclass
-class Looks:
-    """What the early stop remembers: the lowest held-out loss, after which step, and the looks since."""
-
-    best_loss: float = math.inf
-    best_step: int = 0
-    misses: int = 0
 
 
 @dataclass
@@ -128,13 +119,13 @@ def train(
     """Train in place, one optimizer step a batch; `after_step(steps done, log)` follows each.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, with the step; the weights are not published.
+        TrainingError: a loss (held out, too) or gradient that is not finite, with the step; the weights are not published.
     """
     settings, ranks, stop = trainee.settings, trainee.ranks, trainee.settings.early_stop
-    done, log, remembered = checkpoints.load(trainee.model, trainee.optimizer)
-    looks = Looks(**remembered)
+    done, log = checkpoints.load(trainee.model, trainee.optimizer)
+    seen = [entry["held_out_loss"] for entry in log if "held_out_loss" in entry]
     for step in range(done, len(batches)):
-        if stop is not None and looks.misses >= stop.patience:
+        if stop is not None and _looks_in_vain(seen) >= stop.patience:
             break
         rate = learning_rate_at(
             course.first_scheduled + step, course.total_scheduled, settings.learning_rate, settings.warmup_steps,
@@ -145,24 +136,29 @@ def train(
         number = course.first_step + step + 1
         entry = {"step": number, **trainee.step([examples[index] for index in batches[step]], rate, f"step {number}")}
         if stop is not None and ((step + 1) % stop.every_steps == 0 or step + 1 == len(batches)):
-            entry["held_out_loss"] = _look(trainee, list(held_out), looks, step + 1, checkpoints)
+            entry["held_out_loss"] = _look(trainee, list(held_out), seen, checkpoints, f"step {number}")
         log.append(entry)
         after_step(step + 1, entry)
         # The first process's clock decides for all.
         due = ranks.sum([float(ranks.first and checkpoints.due())])[0] > 0.0
         if due and step + 1 < len(batches):
-            checkpoints.save(step + 1, trainee.model, trainee.optimizer, log, asdict(looks))
+            checkpoints.save(step + 1, trainee.model, trainee.optimizer, log)
     if stop is not None:
         checkpoints.restore_best(trainee.model)
     trainee.model.eval()
     return log
 
 
-def _look(trainee: Trainee, held_out: list[Example], looks: Looks, done: int, checkpoints: Checkpoints) -> float:
+def _looks_in_vain(seen: Sequence[float]) -> int:
+    """Looks at the held-out examples since the lowest loss."""
+    return len(seen) - 1 - seen.index(min(seen)) if seen else 0
+
+
+def _look(trainee: Trainee, held_out: list[Example], seen: list[float], checkpoints: Checkpoints, name: str) -> float:
     loss = trainee.held_out_loss(held_out)
-    if loss < looks.best_loss:
-        looks.best_loss, looks.best_step, looks.misses = loss, done, 0
+    if not math.isfinite(loss):
+        raise TrainingError(f"{name}: the held-out loss is {loss}; expected a finite number; lower the learning rate")
+    if loss < min(seen, default=math.inf):
         checkpoints.keep_best(trainee.model)
-    else:
-        looks.misses += 1
+    seen.append(loss)
     return loss

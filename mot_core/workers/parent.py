@@ -9,7 +9,6 @@ forking is safe; it never runs torch code itself.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import selectors
@@ -20,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
+from mot_core.processes import die_with_parent
 
 
 def main() -> None:
@@ -131,10 +130,7 @@ class Parent:
 
 def work(command: dict[str, Any], events: int, output: int) -> None:
     """The worker: run the job's steps in order, tell what happened, exit. Never returns."""
-    parent_pid = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # the parent died before the kernel was asked
-        os._exit(1)
+    die_with_parent()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -81,8 +81,8 @@ def test_samples_are_a_questions_rows_in_order(tmp_path: Path) -> None:
     assert [one.key for one in taken] == [one.key for one in requests] and groups == [5]
     assert taken[2].reason == "no row of a.jsonl for this question and sample index"
     assert facts == {
-        "engine": "corpus", "source": "a.jsonl", "revision": None, "format": None, "license": None, "num_rows": 4,
-        "num_questions": 2, "max_samples": 2, "num_duplicates": 1, "num_unreadable": 0,
+        "engine": "corpus", "source": "a.jsonl", "revision": None, "format": None, "license": None, "unverified": "",
+        "num_rows": 4, "num_questions": 2, "max_samples": 2, "num_duplicates": 1, "num_unreadable": 0,
         "tokens": "words between white space", "num_asked": 5, "num_matched": 3,
     }  # fmt: skip
 
@@ -112,6 +112,7 @@ def test_chats(tmp_path: Path) -> None:
     taken, facts, _ = answers(path, [request("What is 1+1?")], format="openthoughts")
     assert [one.text for one in taken] == ["<think>hm</think>\\boxed{2}"]
     assert (facts["format"], facts["license"]) == ("openthoughts", "apache-2.0")
+    assert facts["unverified"].startswith("columns are from a sample's card")
     path = write_rows(tmp_path / "b.jsonl", [{"messages": [
         {"role": "user", "content": "q"}, {"role": "assistant", "reasoning_content": "r", "content": "a"}]}])  # fmt: skip
     assert [one.text for one in answers(path, [request("q")])[0]] == ["<think>r</think>a"]

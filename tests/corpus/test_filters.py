@@ -67,7 +67,7 @@ def test_what_would_not_parse_back(tmp_path: Path) -> None:
         [2, 3],
         [
             *[("well_formed", "its reasoning holds the mark '</think>'")] * 2,
-            ("well_formed", "truncated"),
+            ("well_formed", "it was cut: what was opened in it is not closed"),
             ("well_formed", "it holds no answer"),
         ],
     )

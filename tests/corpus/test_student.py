@@ -13,7 +13,8 @@ from mot_core.corpus.student import Student
 from mot_core.corpus.tables import read_corpus
 from mot_core.files import write_jsonl
 from mot_core.models import load_model, load_tokenizer
-from mot_core.prompts import parse_completion, render_example
+from mot_core.prompts import render_example
+from mot_core.reasoning import parse_completion
 from mot_core.steps import Step
 from tests.contexts import publish, run
 from tests.corpus.graded import Built, row
@@ -54,6 +55,8 @@ def test_tokens_and_log_probs_are_those_of_training_examples(student: Student, p
     [
         ("<think>a<|end|>b</think>\\boxed{2}", "its reasoning holds the control token '<|end|>'"),
         ("<think>a</think>", "it holds no answer"),
+        ("<think>a", "it was cut: what was opened in it is not closed"),
+        ("<think>Σ</think>\\boxed{2}", "it holds characters that the student's tokenizer cannot write"),
     ],
 )
 def test_what_it_cannot_be_trained_on(student: Student, text: str, fault: str) -> None:
@@ -85,7 +88,7 @@ def test_the_stage_takes_the_student_from_its_locators(pico_models: Path, tmp_pa
         ("verdicts/ann", publish(store, Step("verdicts", {}), lambda to: write_jsonl(to / "verdicts.jsonl", graded(*ANSWERS)))),
     ]  # fmt: skip
     events: list[dict[str, Any]] = []
-    spec = {"choice": "likeliest", "num_rationales": 5, "student": "s"}
+    spec = {"choice": "likeliest", "num_rationales": 5, "student": "s", "licenses": {"teachers": {}, "problems": None}}
     locators = {"student": str(directory), "student_revision": None}
     published = run(store, "corpora", spec, tuple(made), locators, events=events)
     [chosen] = read_corpus(published.path / "ann.parquet")

@@ -179,8 +179,11 @@ def test_engines_of_several_devices_want_one_worker(pico_models: Path, monkeypat
     big = {**teachers[0], "completer": "vllm", "engine": {"tensor_parallel_size": 2}}
     spec = pico_experiment(pico_models, teachers=[big, teachers[1]])
     monkeypatch.setattr(runs, "num_gpus", lambda: 4)
-    with pytest.raises(SpecError, match=r"teachers\.ann\.engine takes 2 devices, the first ones, while 4 workers"):
+    with pytest.raises(SpecError, match="teacher 'ann': its engine takes 2 devices, the first ones, while 4 workers"):
         runs.check_devices(spec, 4)
+    judged = pico_experiment(pico_models, corpus={"num_rationales": 6, "judge": {**big, "name": "judge"}})
+    with pytest.raises(SpecError, match="teacher 'judge': its engine"):
+        runs.check_devices(judged, 4)
     runs.check_devices(spec, 1)
     monkeypatch.setattr(runs, "num_gpus", lambda: 0)
     runs.check_devices(spec, 4)

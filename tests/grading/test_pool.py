@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mot_core.errors import WorkerError
-from mot_core.grading.pool import GradingPool, check_gold, check_golds
+from mot_core.grading.pool import GradingPool
 from mot_core.grading.verdicts import Graded, GradeItem, Verdict
 from tests.processes import ROOT, descendants, is_alive, wait_until
 
@@ -139,6 +139,12 @@ def test_laboratory_graders_and_plain_integers_start_no_process() -> None:
             ("correct", ""), ("incorrect", ""), ("correct", ""), ("correct", ""), ("incorrect", ""), ("correct", ""),
             ("incorrect", ""), ("grader_failed", "ValueError"),
         ]  # fmt: skip
+        golds = [("math", "", gold) for gold in ("7", "-12", "007", "9" * 500)]
+        golds += [("integer", "", "042"), ("choice", "", "(C)"), ("family", "sums", "3")]
+        assert pool.check_golds(golds) == [None] * 7
+        assert pool.check_golds([("integer", "", "4.5")]) == [
+            "the reference answer '4.5' is no integer; expected digits, such as 042 or 1,234"
+        ]
         assert pool._process is None
 
 
@@ -151,9 +157,9 @@ def test_workers_have_no_torch_and_no_terminal(pool: GradingPool) -> None:
     assert told(pool.grade([boxed("x", grader="tests.grading.graders:where")])) == [("correct", "")]
 
 
-def test_golds_are_checked_before_compute() -> None:
+def test_golds_are_checked_before_compute(pool: GradingPool) -> None:
     picky = "tests.grading.graders:picky"
-    faults = check_golds(
+    faults = pool.check_golds(
         [("math", "", "\\frac12"), ("math", "", "x^{2"), ("math", "", "\\frac{1}{0}"), ("math", "", "1,2,\\ldots"),
          ("integer", "", "4.5"), ("choice", "", "none"), ("exact", "", " "), ("family", "sums", "x"),
          (picky, "", "fine"), (picky, "", "bad"), (picky, "", "odd"), ("math", "", "x^{2")]
@@ -162,8 +168,8 @@ def test_golds_are_checked_before_compute() -> None:
     assert faults[1] == faults[11] == "the reference answer 'x^{2' cannot be parsed as mathematics or read as words"
     assert faults[7] == "the grader does not accept the reference answer 'x' as an answer to itself"
     assert faults[9] == "the reference answer is bad"
-    assert check_gold("integer", "", "042") is None
-    hang = check_golds([(MOODY, "", "leave")])[0]
+    assert pool.check_golds([("integer", "", "042")]) == [None]
+    hang = pool.check_golds([(MOODY, "", "leave")])[0]
     assert hang == "the grader failed on the reference answer 'leave': worker died (exit code 4)"
 
 

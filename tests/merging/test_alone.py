@@ -166,13 +166,16 @@ def test_a_directory_that_holds_something_is_not_overwritten(models: Path) -> No
 @pytest.mark.parametrize(
     ("text", "phrase"),
     [
-        ("branches: []", "branches: Tuple should have at least 1 item"),
-        ("rule: mean", "branches: Field required"),
-        ("branches: [a]\nspeed: fast", "speed: Extra inputs are not permitted"),
+        ("branches: []", r"branches: \[\] is not allowed: Tuple should have at least 1 item"),
+        ("rule: mean", "branches: required, but absent"),
+        ("branches: [a]\nspeed: fast", r"speed: unknown field \(value 'fast'\); .*allowed: rule, branches, base, "),
         ("branches: [{model: a, weight: 1}, b]", "give every branch a weight, or none"),
         ("branches: [a, b]\ntokenizer: c", r"tokenizer is 'c', expected 'base' or one of \['a', 'b'\]"),
-        ("- a", "expected a mapping of fields, got list"),
-        ("branches: [", "cannot be read as a merge recipe"),
+        ("- a", "expected a mapping of spec fields, got list"),
+        ("branches: [", "not valid YAML: while parsing"),
+        ("branches: [a]\nrule: mean\nrule: ties", "the key 'rule' is given twice"),
+        ("merge_method: linear\nmodels: [{model: a, model: b}]", "the key 'model' is given twice"),
+        ("branches: [{model: a, weight: .inf}]", r"branches\.0\.weight: inf is not allowed: .*finite"),
     ],
 )
 def test_wrong_recipes_are_refused(models: Path, text: str, phrase: str) -> None:
@@ -192,6 +195,14 @@ def test_state_is_carried_by_previous(models: Path) -> None:
     assert values(models / "2") == pytest.approx([(0.5 * 1 + 3) / 1.5] * 4)
 
 
+WEIGHTED = """
+base: "@start"
+rule: weighted_mean
+lora: concatenate
+branches: [{{model: "@ann", weight: {}}}, {{model: "@bob", weight: {}}}]
+"""
+
+
 def test_adapters_into_one_adapter(tmp_path: Path) -> None:
     from tests.merging.test_lora import adapter, start_model, update
 
@@ -202,8 +213,35 @@ def test_adapters_into_one_adapter(tmp_path: Path) -> None:
     q = "model.layers.0.self_attn.q_proj"
     both = 0.5 * update(tmp_path / "ann", q, 2.0) + 0.5 * update(tmp_path / "bob", q, 2.0)
     torch.testing.assert_close(update(tmp_path / "out", q, 1.0), both, rtol=1e-5, atol=1e-5)
+    with pytest.raises(MergeError, match=r"2 branches with weights \[5\.0, -3\.0\]: .* summing to 1, none negative"):
+        run(tmp_path, WEIGHTED.format(5.0, -3.0), "2")
+    with pytest.raises(MergeError, match=r"weights \[5\.0, 3\.0\]: expected one each, summing to 1"):
+        run(tmp_path, WEIGHTED.format(5.0, 3.0), "2")
+    assert not (tmp_path / "2").exists()
     with pytest.raises(MergeError, match="joins adapters by a weighted sum; got rule 'ties'"):
         run(tmp_path, 'base: "@start"\nrule: ties\nlora: concatenate\nbranches: ["@ann", "@bob"]', "2")
+
+
+def test_warnings_and_the_tokenizer_asked_for_hold_for_adapters_too(tmp_path: Path) -> None:
+    from tests.merging.test_lora import adapter, start_model
+
+    start_model(tmp_path)
+    for seed, name in enumerate(("ann", "bob")):
+        adapter(tmp_path / name, seed, 2)
+        (tmp_path / name / "config.json").write_bytes((tmp_path / "start" / "config.json").read_bytes())
+        (tmp_path / name / "tokenizer.json").write_bytes((tmp_path / "start" / "tokenizer.json").read_bytes())
+        (tmp_path / name / "chat_template.jinja").write_text("T")
+    (tmp_path / "bob" / "chat_template.jinja").write_text("another")
+    text = 'base: "@start"\nlora: concatenate\nbranches: ["@ann", "@bob"]'
+    done = run(tmp_path, text)
+    assert done.warnings == [
+        "branch 'bob': chat_template.jinja differs from branch 'base''s; branch 'base''s is not replaced by it"
+    ]
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["warnings"] == done.warnings
+    (tmp_path / "bob" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"b": 0, "a": 1}}}))
+    with pytest.raises(MergeError, match=r"branch 'bob': tokenizer\.json differs .*: token ids do not mean the same"):
+        run(tmp_path, text, "2")
+    assert len(run(tmp_path, f"{text}\ntokenizer: base", "3").warnings) == 2
 
 
 # -- mergekit's YAML -----------------------------------------------------------------------------------

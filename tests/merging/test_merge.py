@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mot_core.artifacts import Store
 from mot_core.errors import MergeError, SpecError
 from mot_core.files import sha256_of
-from mot_core.merging.diagnostics import MergeDiagnostics, place_of
+from mot_core.merging.diagnostics import MergeDiagnostics, place_of, sums_of
 from mot_core.merging.plan import inspect
 from mot_core.merging.stage import merge_models
 from mot_core.steps import Step
@@ -230,7 +230,7 @@ def test_diagnostics_by_hand(models: Path) -> None:
 def test_branches_that_did_not_move_have_neutral_diagnostics() -> None:
     diagnostics = MergeDiagnostics(["a", "b"])
     zero = torch.zeros(2, dtype=torch.float64)
-    diagnostics.add("x", zero, [zero, zero], zero)
+    diagnostics.take("x", sums_of(zero, torch.stack([zero, zero])))
     assert diagnostics.summary()["agreement"] == {
         "mean_cosine": 0.0, "min_cosine": 0.0, "sign_agreement": 1.0, "energy_kept": 1.0,
     }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ import yaml
 from safetensors.torch import load_file
 
 from mot_core.artifacts import Published, Store
-from mot_core.corpus.tables import corpus_row, write_corpus
+from mot_core.corpus.tables import write_corpus
 from mot_core.dag import StudentAt, merge_step
 from mot_core.errors import MergeError
 from mot_core.files import write_jsonl
-from mot_core.merging.barrier import barrier_of, loss_along
+from mot_core.merging.barrier import Losses, barrier_of
 from mot_core.merging.plan import inspect
 from mot_core.merging.rank import effective_rank
 from mot_core.spec import Experiment, Merge
 from mot_core.steps import ModelRef, Step
 from tests.contexts import publish, run
-from tests.pico import pico_experiment, style_of
+from tests.pico import example_row, pico_experiment
 
 KEY = "model.layers.1.mlp.up_proj.weight"
 
@@ -172,19 +171,18 @@ def test_methods_pass_on_what_rules_need(pico_models: Path) -> None:
 def corpora_in(store: Store) -> Step:
     def write(to: Path) -> None:
         for name, style in (("ann", "running-total"), ("bob", "tens-and-ones")):
-            rows = []
-            for question in ("12+34", "56+7", "8+9"):
-                verdict = {
-                    "problem_id": question, "family": "sums", "text": style_of(question, style), "key": question,
-                    "num_tokens": 1,
-                }  # fmt: skip
-                rows.append(corpus_row(verdict, question, name))
+            rows = [example_row(question, name, style) for question in ("12+34", "56+7", "8+9")]
             write_corpus(to / f"{name}.parquet", rows)
 
     return publish(store, Step("corpora", {"of": "pico"}), write)
 
 
-def test_the_barrier_is_measured_where_it_is_asked_for(store: Store, pico_models: Path) -> None:
+def test_the_barrier_is_measured_where_it_is_asked_for(
+    store: Store, pico_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points: list[int] = []
+    measured = Losses.at
+    monkeypatch.setattr(Losses, "at", lambda self, *point: points.append(len(point)) or measured(self, *point))
     spec = spec_with(pico_models, barrier={"num_examples": 2, "num_points": 3})
     step = step_of(store, pico_models, spec, corpora=corpora_in(store), corpus_names=["ann", "bob"])
     made = compute(store, step)
@@ -194,7 +192,8 @@ def test_the_barrier_is_measured_where_it_is_asked_for(store: Store, pico_models
     losses = {(row["from"], row["to"]): row["losses"] for row in rows}
     assert losses["start", "ann"][0] == losses["start", "merged"][0] == losses["start", "bob"][0]
     assert losses["ann", "merged"][0] == losses["start", "ann"][-1]
-    assert losses["ann", "merged"][-1] == pytest.approx(losses["start", "merged"][-1], rel=1e-6)
+    assert losses["ann", "merged"][-1] == losses["start", "merged"][-1] == losses["bob", "merged"][-1]
+    assert points == [1, 1, 1, 1, 2, 2, 2, 2, 2], "each model once, then the middle of each line"
     assert made.counts["barrier"] == max(row["barrier"] for row in rows)
 
 
@@ -203,12 +202,11 @@ def test_loss_along_a_line_is_the_models_own_at_its_ends(store: Store, pico_mode
     from mot_core.sft.tokens import tokenize
 
     tokenizer = load_tokenizer(str(pico_models / "ann"))
-    verdict: Mapping[str, Any] = {
-        "problem_id": "p", "family": "sums", "text": style_of("12+34", "running-total"), "key": "k", "num_tokens": 1
-    }  # fmt: skip
-    example = tokenize(tokenizer, corpus_row(dict(verdict), "12+34", "ann"))
+    example = tokenize(tokenizer, example_row("12+34"))
     ends = [inspect(name, pico_models / name) for name in ("ann", "bob")]
-    found = loss_along(load_model(str(pico_models / "student"), None, "cpu"), *ends, [example], 2)
+    losses = Losses(load_model(str(pico_models / "student"), None, "cpu"), [example])
+    found = [losses.at((1.0, end)) for end in ends]
+    assert losses.at((0.5, ends[0]), (0.5, ends[0])) == found[0]
     for name, loss in zip(("ann", "bob"), found, strict=True):
         ids = torch.tensor([example.input_ids])
         labels = ids.clone()

@@ -24,12 +24,15 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("rule", ["mean", "ties", "slerp", "tests.merging.test_rules:scaled"])
-@pytest.mark.parametrize("name", ["start", "eve"])
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (rule, name) for rule in ("mean", "ties", "slerp", "tests.merging.test_rules:scaled") for name in ("start", "eve")
+        if (rule, name) != ("mean", "start")  # which a mean does not read
+    ],
+)  # fmt: skip
 def test_a_bad_value_deep_inside_aborts_with_its_key(tmp_path: Path, rule: str, name: str, bad: float) -> None:
     models = {one: torch.ones(1, 300_000) * place for place, one in enumerate(("start", "ann", "eve"))}
-    if (rule, name) == ("mean", "start"):
-        pytest.skip("a mean does not read the start")
     models[name] = models[name].clone()
     models[name][0, 299_999] = bad
     with pytest.raises(MergeError, match=rf"branch '{name}': {KEY} holds NaN or infinity; .*nothing was merged"):
@@ -185,10 +188,7 @@ from pathlib import Path
 import torch
 from mot_core.merging.plan import inspect
 from mot_core.merging.stage import MergeSettings, merge_models
-
-def anonymous():
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+from tests.processes import status_bytes
 
 root, out, rule, parameters = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], eval(sys.argv[4])
 (out / "warm").mkdir(), (out / "large").mkdir()
@@ -197,11 +197,11 @@ small = [inspect(name, root / "small" / name) for name in ["start", *names]]
 settings = MergeSettings(parameters, threads=2)
 merge_models(small[0], small[1:], [0.25] * 4, rule, out / "warm", settings=settings)
 large = [inspect(name, root / "large" / name) for name in ["start", *names]]
-before, peak, done = anonymous(), 0, False
+before, peak, done = status_bytes("RssAnon"), 0, False
 def watch():
     global peak
     while not done:
-        peak = max(peak, anonymous())
+        peak = max(peak, status_bytes("RssAnon"))
         time.sleep(0.002)
 watcher = threading.Thread(target=watch)
 watcher.start()

@@ -21,13 +21,13 @@ def _tables(rejections: list[tuple[str, str, int]]) -> dict[str, TableBlock]:
     return {block.element_id: block for block in section.blocks if isinstance(block, TableBlock)}
 
 
-def test_rejections_stand_by_teacher_and_filter_and_problems_come_last() -> None:
+def test_rejections_stand_by_teacher_and_filter_in_order_and_problems_come_last() -> None:
     made = _tables(
         [("", "limit", 4), ("bob", "correct", 7), ("bob", "max_rationale_tokens", 2), ("ann", "correct", 1234)]
     )["rejections-table"]
-    assert [header.text for header in made.headers[0]] == ["teacher", "limit", "correct", "max rationale tokens"]
+    assert [header.text for header in made.headers[0]] == ["teacher", "correct", "max rationale tokens", "limit"]
     assert [[cell.text for cell in row] for row in made.rows] == [
-        ["bob", "0", "7", "2"], ["ann", "0", "1,234", "0"], ["(problems)", "4", "0", "0"],
+        ["bob", "7", "2", "0"], ["ann", "1,234", "0", "0"], ["(problems)", "0", "0", "4"],
     ]  # fmt: skip
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import Published, Store
-from mot_core.corpus.tables import corpus_row, write_corpus
+from mot_core.corpus.tables import write_corpus
 from mot_core.runner import RunSettings
 from mot_core.spec import Training
 from mot_core.steps import Step
 from tests.contexts import publish, run
-from tests.pico import style_of
+from tests.pico import example_row
 
 QUESTIONS = ["12+34-5", "50+41+3", "2*31+7-11", "99-9+10-20", "11+22+33+44", "75-25", "10+9", "3*11+4", "61-2*15"]
 TRAINING: dict[str, Any] = {
@@ -22,20 +22,12 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def row(question: str, teacher: str = "ann", style: str = "running-total") -> dict[str, Any]:
-    verdict = {
-        "problem_id": f"p-{question}", "family": "sums", "text": style_of(question, style), "key": f"{teacher}-{question}",
-        "num_tokens": 9,
-    }  # fmt: skip
-    return corpus_row(verdict, question, teacher)
-
-
 def corpora(store: Store) -> Step:
     """The corpora `ann` and `bob` of the questions above, published."""
 
     def write(to: Path) -> None:
-        write_corpus(to / "ann.parquet", [row(question) for question in QUESTIONS])
-        write_corpus(to / "bob.parquet", [row(question, "bob", "tens-and-ones") for question in QUESTIONS])
+        write_corpus(to / "ann.parquet", [example_row(question) for question in QUESTIONS])
+        write_corpus(to / "bob.parquet", [example_row(question, "bob", "tens-and-ones") for question in QUESTIONS])
 
     return publish(store, Step("corpora", {}), write)
 

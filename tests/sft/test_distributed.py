@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -71,13 +70,7 @@ class Stopped(Exception):
 
 def test_two_processes_that_were_killed_go_on_to_the_same_bits(pico_models: Path, tmp_path: Path) -> None:
     often = RunSettings(threads=1, checkpoint_seconds=0.0)
-    wanted: dict[str, Any] = {
-        "devices": 2,
-        "settings": often,
-        "extra": {"keeps_optimizer": True},
-        "optimizer_state": None,
-    }
-    wanted.pop("optimizer_state")
+    wanted: dict[str, Any] = {"devices": 2, "settings": often, "extra": {"keeps_optimizer": True}}
 
     def train(store: Store, events: list[dict[str, Any]]) -> Published:
         return branch(store, pico_models / "student", events=events, **wanted)
@@ -138,4 +131,4 @@ def test_which_devices_a_branch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match="training.devices is 3, but from cuda:2 on there are 2 of 4 devices"):
         _environment(job, 3)
     on_cpu = BranchJob(**{**asdict(job), "device": "cpu", "threads": 1})
-    assert _environment(on_cpu, 2) == {"OMP_NUM_THREADS": "1"} and "CUDA_VISIBLE_DEVICES" in os.environ
+    assert _environment(on_cpu, 2) == {"OMP_NUM_THREADS": "1"}

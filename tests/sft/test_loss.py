@@ -98,12 +98,10 @@ def test_which_loss_auto_is() -> None:
     assert loss_kind("auto", SimpleNamespace(vocab_size=256_000, logit_scale=1.0)) == "chunked"
 
 
-def test_liger_where_it_is_not_installed() -> None:
-    try:
-        import liger_kernel  # noqa: F401
-    except ImportError:
-        with pytest.raises(ModelError, match="pip install liger-kernel, or use chunked"):
-            liger_loss()
+def test_liger_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
+    with pytest.raises(ModelError, match="pip install liger-kernel, or use chunked"):
+        liger_loss()
 
 
 MEASURE = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,17 @@ def test_a_branch_stops_early_and_keeps_its_best(pico_models: Path, tmp_path: Pa
     assert sha256_of(made.path / "model.safetensors") == kept
     assert sha256_of(made.path / "snapshots" / "step-29" / "model.safetensors") == kept
     assert sha256_of(made.path / "snapshots" / "step-1" / "model.safetensors") != kept
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_branch(
+    pico_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 2.0, math.nan])
+    monkeypatch.setattr(Trainee, "held_out_loss", lambda self, examples: next(losses))
+    store, stop = Store(tmp_path).open(), {"held_out_share": 0.3, "every_steps": 1, "patience": 3}
+    with pytest.raises(TrainingError, match="step 3: the held-out loss is nan; expected a finite number; lower the"):
+        branch(store, pico_models / "student", num_steps=6, early_stop=stop)
+    assert [manifest.kind for manifest in store.manifests()] == ["corpora"]
 
 
 def test_settings_travel_as_the_spec_says() -> None:

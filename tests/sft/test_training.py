@@ -17,8 +17,8 @@ from mot_core.models import load_tokenizer
 from mot_core.sft.layout import IGNORED, collate
 from mot_core.sft.optimizers import learning_rate_at
 from mot_core.sft.tokens import Example, batch_schedule, tokenize, within_limit
-from tests.pico import style_of
-from tests.sft.branches import QUESTIONS, branch, log_of, row
+from tests.pico import example_row, style_of
+from tests.sft.branches import QUESTIONS, branch, log_of
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def tokenizer(pico_models: Path) -> Any:
 
 
 def test_exactly_the_completion_with_its_end_carries_loss(tokenizer: Any) -> None:
-    example = tokenize(tokenizer, row("12+34-5"))
+    example = tokenize(tokenizer, example_row("12+34-5"))
     completion = example.input_ids[example.prompt_length :]
     assert tokenizer.decode(example.input_ids[: example.prompt_length]) == "<|user|>12+34-5<|end|><|assistant|>"
     assert tokenizer.decode(completion) == style_of("12+34-5", "running-total") + "<|end|>"
@@ -51,7 +51,7 @@ def test_an_end_token_that_is_the_pad_token_still_carries_loss() -> None:
 
 
 def test_nothing_is_cut_silently(tokenizer: Any) -> None:
-    example = tokenize(tokenizer, row("12+34-5"))
+    example = tokenize(tokenizer, example_row("12+34-5"))
     length = len(example.input_ids)
     assert within_limit([example], length, "error").examples == [example]
     told = (
@@ -74,7 +74,9 @@ def test_what_the_limit_does_is_counted() -> None:
 
 
 def test_a_branch_reports_what_the_limit_did(pico_models: Path, tmp_path: Path) -> None:
-    lengths = [len(tokenize(load_tokenizer(str(pico_models / "student")), row(one)).input_ids) for one in QUESTIONS]
+    lengths = [
+        len(tokenize(load_tokenizer(str(pico_models / "student")), example_row(one)).input_ids) for one in QUESTIONS
+    ]
     limit = sorted(lengths)[-3]
     over = sum(length > limit for length in lengths)
     assert over == 2
@@ -148,11 +150,11 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(pico_models:
     torn = tmp_path / ".checkpoint-new"
     torn.mkdir()
     (torn / "model-0.safetensors").write_text("half")
-    assert checkpoints.load(model, optimizer) == (1, [{"step": 1}], {})
+    assert checkpoints.load(model, optimizer) == (1, [{"step": 1}])
     checkpoints.save(2, model, optimizer, [])
-    assert checkpoints.load(model, optimizer) == (2, [], {})
+    assert checkpoints.load(model, optimizer) == (2, [])
     # Its sums would be in another order.
-    assert Checkpoints(tmp_path, 0.0, layout={"layout": "packed"}).load(model, optimizer) == (0, [], {})
+    assert Checkpoints(tmp_path, 0.0, layout={"layout": "packed"}).load(model, optimizer) == (0, [])
 
 
 def test_the_union_sees_both_corpora(pico_models: Path, tmp_path: Path) -> None:

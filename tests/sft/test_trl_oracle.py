@@ -14,7 +14,8 @@ from mot_core.sft.students import load_student
 from mot_core.sft.tokens import batch_schedule, tokenize
 from mot_core.sft.train import Course, Trainee, train
 from mot_core.spec import Training
-from tests.sft.branches import QUESTIONS, row
+from tests.pico import example_row
+from tests.sft.branches import QUESTIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -60,7 +61,7 @@ def trl_losses(
 def test_losses_and_weights_are_trls(pico_models: Path, tmp_path: Path, layout: str) -> None:
     place = str(pico_models / "student")
     tokenizer = load_tokenizer(place)
-    examples = [tokenize(tokenizer, row(question)) for question in QUESTIONS]
+    examples = [tokenize(tokenizer, example_row(question)) for question in QUESTIONS]
     batches = batch_schedule([len(example.input_ids) for example in examples], BATCH_SIZE, NUM_STEPS, seed=1)
 
     settings = Training.model_validate({**SETTINGS, **LAYOUTS[layout]})

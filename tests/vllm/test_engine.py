@@ -179,4 +179,4 @@ def test_a_killed_worker_leaves_no_process_and_only_the_rest_is_asked(tmp_path: 
     published = compute(store, completions_step(store, count), ModelCache())
     keys = [row["key"] for row in read_jsonl(published.path / "completions.jsonl")]
     assert len(set(keys)) == 2 * count
-    assert workers_of(os.getpid()) == [] or published.reused
+    assert published.reused

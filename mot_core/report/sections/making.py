@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mot_core.corpus.filters import ORDER
 from mot_core.report.blocks import Cell, FigureBlock, Section, missing, simple_table
 from mot_core.report.figures.corpus import coverage_table, rationale_lengths, solved_counts, teacher_coverage
 from mot_core.report.figures.drawing import rendered
@@ -188,10 +189,11 @@ def _distinct_merges(measures: Measures) -> list[tuple[str, list[str]]]:
 
 
 def _rejections_table(measures: Measures) -> Any:
-    """Rationales that are in no corpus, teachers by filters; problems, which belong to no teacher, in the last row."""
+    """Rationales that are in no corpus, teachers by filters in order; problems, which have no teacher, in the last row."""
     counts = measures.results.rejections.pivot_table(
         index="teacher", columns="filter", values="num_rejected", aggfunc="sum", fill_value=0, sort=False
     )
+    counts = counts[[*(name for name in ORDER if name in counts), *(name for name in counts if name not in ORDER)]]
     teachers = [teacher for teacher in counts.index if teacher != ""]
     order = [teacher for teacher in measures.palette.teachers if teacher in teachers]
     order += [teacher for teacher in teachers if teacher not in order]
