@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mot_core.preview import ExamplePreview, Preview, PromptPreview, TokenPreview
+from mot_core.reasoning import opening_mark
 from mot_core.report.text import visible
 
 TITLE = "bold"
@@ -89,7 +90,8 @@ def _prompt_facts(prompt: PromptPreview) -> dict[str, str]:
         return {**facts, "asked": f"nothing: its rationales lie in {visible(prompt.rows)}"}
     if prompt.request is not None:
         return {**facts, "asked": "this request, and a seed; the endpoint renders the prompt itself"}
-    opening = f"yes, with {prompt.opening_mark}" if prompt.opening_mark else "no"
+    mark = opening_mark(prompt.prompt or "")
+    opening = f"yes, with {mark}" if mark else "no"
     return {**facts, "tokens": f"{prompt.num_tokens:,}", "prompt opens the reasoning": opening}
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,28 +79,26 @@ class Held:
     ngram: int
     forms: dict[str, str] = field(default_factory=dict)
     grams: dict[tuple[str, ...], str] = field(default_factory=dict)
-    ends: set[tuple[str, str]] = field(default_factory=set)
-    """First and last word of each n-gram, since most lookups can end at these without building the n-gram."""
 
     def add(self, benchmark: str, questions: Iterable[str]) -> None:
         for question in questions:
             self.forms.setdefault(normal_question(question), benchmark)
-            words = words_of(question)
-            for start in range(len(words) - self.ngram + 1):
-                gram = tuple(words[start : start + self.ngram])
+            for gram in self._grams_of(question):
                 self.grams.setdefault(gram, benchmark)
-                self.ends.add((gram[0], gram[-1]))
 
     def hit(self, question: str) -> Hit | None:
         """The first rule that takes a question out, if one does."""
         benchmark = self.forms.get(normal_question(question))
         if benchmark is not None:
             return Hit(benchmark, "exact", question[:200])
-        words = words_of(question)
-        for start, pair in enumerate(zip(words, words[self.ngram - 1 :], strict=False)):
-            if pair in self.ends and (gram := tuple(words[start : start + self.ngram])) in self.grams:
+        for gram in self._grams_of(question):
+            if gram in self.grams:
                 return Hit(self.grams[gram], "ngram", " ".join(gram))
         return None
+
+    def _grams_of(self, question: str) -> Iterator[tuple[str, ...]]:
+        words = words_of(question)
+        return zip(*(words[start:] for start in range(self.ngram)), strict=False)
 
 
 def words_of(text: str) -> list[str]:

@@ -31,13 +31,13 @@ def prepare(spec: Experiment, world: World, store: Store | None, *, publish: boo
     found = store.find(overlap.identity) if store is not None else None
     if found is not None:
         return _settled(world, found), []
-    with _place(store if publish else None) as place:
+    with store_or_temporary(store if publish else None) as place:
         records = []
         for step in walk([overlap]):
             known = store.find(step.identity) if store is not None and place is not store else None
             if known is not None:
                 place.object_dir(step.identity).symlink_to(known.path)
-            records.append(_run(step, place))
+            records.append(run_here(step, place))
         return _settled(world, records[-1]), records if publish else []
 
 
@@ -47,7 +47,7 @@ def world_of(spec: Experiment, store: Store | None = None) -> World:
 
 
 @contextlib.contextmanager
-def _place(store: Store | None) -> Iterator[Store]:
+def store_or_temporary(store: Store | None) -> Iterator[Store]:
     """The store, or one that goes away."""
     if store is not None:
         yield store
@@ -56,7 +56,8 @@ def _place(store: Store | None) -> Iterator[Store]:
         yield Store(directory).open()
 
 
-def _run(step: Step, store: Store) -> Published:
+def run_here(step: Step, store: Store) -> Published:
+    """A step computed in this process, for what takes seconds."""
     remote = RemoteStep.from_json(step.to_json())
     return run_step(remote, store, RunSettings(), lambda event: None, ModelCache())
 

@@ -7,18 +7,18 @@ marked as made up.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mot_core.artifacts import Store
 from mot_core.files import read_jsonl
+from mot_core.prepare import run_here, store_or_temporary
 from mot_core.problems import Problem
 from mot_core.prompts import assistant_message, render_example, render_prompt, user_messages
-from mot_core.reasoning import Rationale, opening_mark
+from mot_core.reasoning import Rationale
 from mot_core.spec import Endpoint, Experiment, Teacher
-from mot_core.steps import RemoteStep, Step
+from mot_core.steps import Step
 from mot_core.world import World
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class PromptPreview:
     template_kwargs: Mapping[str, Any]
     prompt: str | None = None
     num_tokens: int | None = None
-    opening_mark: str = ""
     request: dict[str, Any] | None = None
     rows: str | None = None
 
@@ -85,29 +84,21 @@ def preview(spec: Experiment, world: World, corpora: Step, store: Store | None) 
     """
     from mot_core.models import load_tokenizer  # imports torch: 2 s, and the flow's process has none
 
-    problem = first_problem(corpora.parent("problems"), store)
+    problem = first_problem(world, corpora.parent("problems"), store)
     prompts = tuple(_prompt(spec, world, teacher, problem.question) for teacher in spec.teachers)
     student = load_tokenizer(world.student.locator, world.student.revision)
     row = _first_corpus_row(spec, corpora, store)
     return Preview(problem, prompts, _example(student, spec, row or _made_up_row(spec, problem), made_up=row is None))
 
 
-def first_problem(step: Step, store: Store | None) -> Problem:
-    """The first training problem: a published one, else the first that is drawn (into a directory that goes away)."""
-    from mot_core.runner import ModelCache, RunSettings, run_step
-
+def first_problem(world: World, step: Step, store: Store | None) -> Problem:
+    """The first training problem that no benchmark holds: a published one, else drawn into a directory that goes away."""
     drawn = step if step.kind == "problems" else step.parent("problems")
-    for known in (step, drawn):
-        if store is not None and store.find(known.identity) is not None:
-            return _read_first(store, known)
-    with tempfile.TemporaryDirectory() as directory:
-        scratch = Store(directory).open()
-        run_step(RemoteStep.from_json(drawn.to_json()), scratch, RunSettings(), lambda event: None, ModelCache())
-        return _read_first(scratch, drawn)
-
-
-def _read_first(store: Store, step: Step) -> Problem:
-    row = read_jsonl(store.object_dir(step.identity) / "problems.jsonl")[0]
+    known = store.find(drawn.identity) if store is not None else None
+    with store_or_temporary(store if known is not None else None) as place:
+        published = known or run_here(drawn, place)
+        rows = read_jsonl(published.path / "problems.jsonl")
+    row = next(row for row in rows if row["problem_id"] not in (world.removed or ()))
     return Problem(row["problem_id"], row["family"], row["question"], row["answer"])
 
 
@@ -123,7 +114,7 @@ def _prompt(spec: Experiment, world: World, teacher: Teacher, question: str) -> 
     tokenizer = load_tokenizer(model.locator, model.revision)
     text = render_prompt(tokenizer, question, system=teacher.system, template_kwargs=teacher.template_kwargs)
     num_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return PromptPreview(*own, prompt=text, num_tokens=num_tokens, opening_mark=opening_mark(text))
+    return PromptPreview(*own, prompt=text, num_tokens=num_tokens)
 
 
 def _request(spec: Experiment, teacher: Teacher, endpoint: Endpoint, question: str) -> dict[str, Any]:

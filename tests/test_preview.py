@@ -46,6 +46,26 @@ def preview(spec: Experiment, store: Store | None = None) -> Preview:
     return make_preview(spec, world, outline_of(spec, world)[0].corpora, store)
 
 
+def test_the_first_problem_is_one_that_is_left(pico_models: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"{n}+{n}", "answer": "1", "split": "train"} for n in range(9)]
+    file = tmp_path / "problems.jsonl"
+
+    def spec(held: list[str]) -> Experiment:
+        asked = [{"question": question, "answer": "1", "split": s} for question in held for s in ("dev", "test")]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows + asked))
+        source = {"file": str(file), "num_problems": 1}
+        document = pico_document(pico_models)
+        document["evaluation"]["path"]["num_problems"] = 1
+        benchmarks = [{"name": "sums", "grader": "integer", "k": 1, **source}]
+        evaluation = {**document["evaluation"], "benchmarks": benchmarks}
+        corpus = {**document["corpus"], "grader": "integer"}
+        changes = {"problems": {"file": str(file)}, "evaluation": evaluation, "corpus": corpus}
+        return Experiment.model_validate({**document, **changes})
+
+    first = preview(spec(["held+1"])).problem.question
+    assert preview(spec([first])).problem.question != first
+
+
 def with_teachers(models: Path, *teachers: dict[str, Any], **changes: Any) -> Experiment:
     return Experiment.model_validate({**pico_document(models), "teachers": list(teachers), **changes})
 
@@ -55,12 +75,7 @@ def test_before_anything_is_published(pico_spec: Experiment) -> None:
     question, answer = made.problem.question, made.problem.answer
     for prompt in made.prompts:
         assert prompt.prompt == f"<|user|>{question}<|end|><|assistant|>"
-        assert (prompt.num_tokens, prompt.opening_mark, prompt.request, prompt.rows) == (
-            len(question) + 3,
-            "",
-            None,
-            None,
-        )
+        assert (prompt.num_tokens, prompt.request, prompt.rows) == (len(question) + 3, None, None)
     example = made.example
     assert example.made_up
     assert example.prompt == f"<|user|>{question}<|end|><|assistant|>"
@@ -124,7 +139,6 @@ def test_a_system_message_and_template_arguments(pico_models: Path, tmp_path: Pa
     made = preview(with_teachers(pico_models, teacher))
     (prompt,) = made.prompts
     assert prompt.prompt == f"<|user|>Be brief.<|end|><|user|>{made.problem.question}<|end|><|assistant|><think>"
-    assert prompt.opening_mark == "<think>"
     text = text_of(made)
     assert "yes, with <think>" in text and '{"enable_thinking": true}' in text and "Be brief." in text
 

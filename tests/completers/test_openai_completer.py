@@ -508,7 +508,9 @@ def test_a_budget_of_money() -> None:
             writer.complete(requests, rows.extend, lambda tokens: None)
     # 600 millionths each; the next may take 304 × 1 + 50 × 10 = 804 of them.
     assert len(rows) == 4 == len(endpoint.seen)
-    assert writer.cost() == {"prompt_tokens": 400, "completion_tokens": 200, "cost": pytest.approx(0.0024)}
+    spent = writer.budget.spent
+    assert (spent.prompt, spent.completion) == (400, 200)
+    assert writer.budget.cost(spent) == pytest.approx(0.0024)
 
 
 def test_a_budget_needs_usage() -> None:
