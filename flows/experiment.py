@@ -90,8 +90,9 @@ def experiment(spec: Experiment, world: World, do: Do, touch_test: bool = True) 
 def benchmark_problems(spec: Experiment, world: World) -> list[Step]:
     """The problems of every benchmark, on dev and on test: training problems are checked against both."""
     return [
-        benchmark_problems_step(spec, world, b, on=on) for on in ("dev", "test") for b in spec.evaluation.benchmarks
-    ]
+        benchmark_problems_step(spec, world, b, on=on)
+        for on in ("dev", "test") for b in spec.evaluation.benchmarks if b.has_dev or on == "test"
+    ]  # fmt: skip
 
 
 def answer_and_verify(
@@ -147,7 +148,7 @@ def evaluate(
                 spec, world, benchmark, student, on=split, facts=facts,
                 label=f"evaluate {what}, seed {seed}, {benchmark.name} ({split})",
             ))
-            for split in splits for benchmark in spec.evaluation.benchmarks
+            for split in splits for benchmark in spec.evaluation.benchmarks if benchmark.has_dev or split == "test"
         )  # fmt: skip
         if evaluations:
             do(*[step for _, _, step in evaluations])

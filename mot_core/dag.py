@@ -69,7 +69,7 @@ def overlap_step(spec: Experiment, world: World) -> Step:
     held = {
         f"{benchmark.name} ({on})": benchmark_problems_step(spec, world, benchmark, on=on)
         for benchmark in spec.evaluation.benchmarks
-        for on in ("dev", "test")
+        for on in (("dev", "test") if benchmark.has_dev else ("test",))
     }
     rule = spec.corpus.decontamination
     return Step(

@@ -220,6 +220,16 @@ FORMATS: dict[str, Format] = {
         },
         "columns are from a sample's card by the same authors (ryanmarten/OpenThoughts-1k-sample)",
     ),
+    "openmathreasoning": Format(
+        ("nvidia/OpenMathReasoning",), "cc-by-4.0",
+        {
+            "question": Column.of("problem"),
+            "answer": Column.of("expected_answer"),
+            "rationale": Column.of("generated_solution"),
+        },
+        "the values of generation_model (DeepSeek-R1, QwQ-32B) and of problem_type (has_answer_extracted, "
+        "no_answer_extracted, converted_proof) are from code and documents that use the data set",
+    ),
     "aime": Format(
         ("AI-MO/aimo-validation-aime", "HuggingFaceH4/aime_2024", "math-ai/aime25"), "apache-2.0",
         {

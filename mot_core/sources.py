@@ -110,14 +110,19 @@ def open_rows(table: Mapping[str, Any], file: str | None, split: str) -> Rows:
     Raises:
         ProblemError: what cannot be found, reached or read.
     """
-    with _quiet_datasets():
-        return _open_files(file, split) if file is not None else _open_hub(table, split)
+    with _quiet():
+        if file is not None:
+            return _open_files(_paths(file), file, split)
+        if table.get("data_files") is not None:
+            paths, where = _downloaded(table)
+            return _open_files(paths, where, split)
+        return _open_hub(table, split)
 
 
-def _open_files(file: str, split: str) -> Rows:
+def _open_files(paths: list[Path], file: str, split: str) -> Rows:
+    """The rows of files; `file` names them in errors."""
     import datasets
 
-    paths = _paths(file)
     kind, options = _builder(paths, file)
     scratch = tempfile.mkdtemp(prefix="mot-rows-")
     try:
@@ -173,18 +178,47 @@ def _open_hub(table: Mapping[str, Any], split: str) -> Rows:
     return Rows([_Part(split, where, loaded, False)], [(0, len(loaded))], None)
 
 
+def _downloaded(table: Mapping[str, Any]) -> tuple[list[Path], str]:
+    """A hub repository's files of a pattern, in the Hugging Face cache, and what errors call them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    hub, pattern, revision = table["hub"], table["data_files"], table.get("revision")
+    where = f"files {pattern!r} of hub data set {hub!r}"
+    try:
+        found = snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=[pattern])
+    except (LocalEntryNotFoundError, ConnectionError) as error:
+        raise ProblemError(
+            f"{where}: the hub cannot be reached ({_cause(error)}); check the network and HF_HUB_OFFLINE, or download the "
+            "files once and give file"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ProblemError(
+            f"{where}, revision {revision or 'main'}: cannot be loaded: {_cause(error)}; check id and revision, and "
+            "HF_TOKEN if it is gated"
+        ) from error
+    paths = sorted(path for path in Path(found).glob(pattern) if path.is_file())
+    if not paths:
+        raise ProblemError(
+            f"{where}, revision {revision or 'main'}: there are none; data_files is a pattern from the repository's top"
+        )
+    return paths, where
+
+
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """No progress bars: a worker's log is no terminal."""
     import datasets
+    from huggingface_hub import utils
 
-    already = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
+    bars = [module for module in (datasets, utils) if not module.are_progress_bars_disabled()]
+    for module in bars:
+        module.disable_progress_bars()
     try:
         yield
     finally:
-        if not already:
-            datasets.enable_progress_bars()
+        for module in bars:
+            module.enable_progress_bars()
 
 
 def _paths(file: str) -> list[Path]:

@@ -119,10 +119,21 @@ class Table(Spec):
     hub: str | None = Field(None, description="a data set's hub id (owner/name)")
     revision: str | None = Field(None, description="hub only: a tag or commit")
     config: str | None = Field(None, description="hub only: the data set's configuration")
+    data_files: str | None = Field(
+        None,
+        description="hub only: the repository's files that are read, as a pattern (data/part-0000[0-3].parquet), with "
+        "the one split train; absent: its splits as its card says",
+    )
     file: str | None = Field(None, description="JSONL, CSV or parquet, by suffix; may hold * for several files")
     format: str | None = Field(None, description="a named column mapping, see `mot_core.formats`")
     columns: dict[str, str] = Field({}, description="our column → theirs (dots reach into records)")
     filters: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="their column → the value or values kept")
+
+    @model_validator(mode="after")
+    def _data_files_of_a_hub(self) -> Table:
+        if self.data_files is not None and (self.hub is None or self.config is not None):
+            raise ValueError("data_files names files of a hub repository: give hub with it, and no config")
+        return self
 
     def record(self, file_identity: str | None) -> dict[str, Any]:
         """What enters identity: the file by content, the hub by name and revision."""
@@ -199,7 +210,7 @@ class ProblemSource(Table):
     splits: dict[Split, str] | None = Field(
         None,
         description="our split → theirs, e.g. {dev: 'train[:10]', test: 'train[10:]'}; absent: a file's column `split`, "
-        "a hub data set's split of our name",
+        "a hub data set's split of our name. A benchmark without dev is asked of final students only",
     )
     seed: Seed = 0
     license: str | None = Field(None, description="of the problems; travels to the cards")
@@ -502,6 +513,11 @@ class Benchmark(ProblemSource):
         return self
 
     @property
+    def has_dev(self) -> bool:
+        """Whether it has a dev split. With `splits` that name none, only final students are asked, on test."""
+        return self.splits is None or "dev" in self.splits
+
+    @property
     def samples_drawn(self) -> int:
         return self.num_samples if self.num_samples is not None else self.k
 
@@ -578,8 +594,12 @@ class Experiment(Spec):
         _unique("budgets", list(self.budgets))
         _unique("training_seeds", [str(seed) for seed in self.training_seeds])
         _unique("evaluation.benchmarks", [benchmark.name for benchmark in self.evaluation.benchmarks])
-        if not any(benchmark.role == "home" for benchmark in self.evaluation.benchmarks):
-            raise ValueError("evaluation.benchmarks has none of role 'home': the best teacher is chosen on home, dev")
+        home = [benchmark for benchmark in self.evaluation.benchmarks if benchmark.role == "home"]
+        if not any(benchmark.has_dev for benchmark in home):
+            without = " with a dev split" if home else ""
+            raise ValueError(
+                f"evaluation.benchmarks has none of role 'home'{without}: the best teacher is chosen on home, dev"
+            )
         self._check_methods()
         self._check_merge_weights()
         unknown = set(self.corpus.match_over or ()) - {teacher.name for teacher in self.teachers}

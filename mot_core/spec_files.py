@@ -1,4 +1,8 @@
-"""Specs as YAML: presets by name or files by path, dotted overrides, and errors a newcomer can act on.
+"""Specs as YAML: presets by name or files by path, variants, dotted overrides, and errors a newcomer can act on.
+
+A document may hold several experiments that share most fields: `variants: {boba: {problems: …}, s1k: {problems: …}}`.
+Each variant is laid over the rest of the document (mappings key by key, anything else whole) and is an experiment of
+its own, called by the document's name, a dash and the variant's. `NAME:VARIANT` chooses one.
 
 Invariant: every refusal is a `SpecError` whose lines name source, field, value, what is allowed and, for a
 misspelt word, the nearest right one.
@@ -6,6 +10,7 @@ misspelt word, the nearest right one.
 
 from __future__ import annotations
 
+import copy
 import re
 from importlib import resources
 from pathlib import Path
@@ -19,6 +24,8 @@ from mot_core.errors import SpecError
 from mot_core.spec import Experiment, Spec, Teacher, nearest
 
 Part = TypeVar("Part", bound=Spec)
+VARIANTS = "variants"
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def preset_names() -> list[str]:
@@ -28,13 +35,98 @@ def preset_names() -> list[str]:
 
 
 def load_spec(preset_or_file: str, overrides: list[str] | None = None) -> Experiment:
-    """The experiment that a preset name or a YAML file describes, with `dotted.key=value` overrides applied.
+    """The one experiment that a preset name or a YAML file describes, with `dotted.key=value` overrides applied;
+    of a document with variants, the one that `NAME:VARIANT` names.
 
     Raises:
-        SpecError: unreadable source, unknown field, wrong value, or a spec that contradicts itself.
+        SpecError: unreadable source, unknown field, wrong value, a spec that contradicts itself, or variants of which
+            none is named.
     """
-    source, text = _read(preset_or_file)
-    return spec_from_document(_with_overrides(parse_yaml(source, text), overrides), source, Experiment)
+    name, documents = _documents(preset_or_file)
+    if len(documents) > 1:
+        chosen = ", ".join(f"{name}:{variant}" for variant in documents if variant is not None)
+        raise SpecError(f"{name} holds {len(documents)} experiments, and one is wanted here; name one of {chosen}")
+    return _experiments(documents, overrides)[0]
+
+
+def load_specs(preset_or_file: str, overrides: list[str] | None = None) -> list[Experiment]:
+    """Every experiment that a preset name or a YAML file describes: all its variants in their order, or the one that is
+    named; without variants, the one that there is. Overrides apply to each.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    return _experiments(_documents(preset_or_file)[1], overrides)
+
+
+Documents = dict[str | None, tuple[str, dict[str, Any]]]
+"""By variant, None where there are none: where a document came from, for errors, and its fields."""
+
+
+def _documents(preset_or_file: str) -> tuple[str, Documents]:
+    """The name without the variant, and the documents that are asked for."""
+    name, variant = _name_and_variant(preset_or_file)
+    source, text = _read(name)
+    document = parse_yaml(source, text)
+    if VARIANTS not in document:
+        if variant is not None:
+            raise SpecError(f"{source} has no variants, so {preset_or_file!r} names nothing; give {name!r}")
+        return name, {None: (source, document)}
+    shared = {key: value for key, value in document.items() if key != VARIANTS}
+    variants = _checked_variants(document[VARIANTS], source)
+    if variant is not None and variant not in variants:
+        raise SpecError(
+            f"{source} has no variant {variant!r}; {nearest(variant, variants)}variants: {', '.join(variants)}"
+        )
+    return name, {
+        one: (f"{source}, variant {one}", _merged(shared, changes))
+        for one, changes in variants.items()
+        if variant in (None, one)
+    }
+
+
+def _name_and_variant(preset_or_file: str) -> tuple[str, str | None]:
+    """A preset or file, and what follows the last colon; a file that has a colon in its own name keeps it."""
+    path = Path(preset_or_file).expanduser()
+    name, colon, variant = preset_or_file.rpartition(":")
+    if not colon or not name or path.suffix in (".yaml", ".yml") or path.is_file():
+        return preset_or_file, None
+    return name, variant
+
+
+def _checked_variants(variants: Any, source: str) -> dict[str, dict[str, Any]]:
+    """The variants of a document, each a mapping of what it changes."""
+    if not isinstance(variants, dict) or not variants:
+        raise SpecError(f"{source}: variants: expected a mapping of name → fields, got {_short(variants)}")
+    for name, changes in variants.items():
+        where = f"{source}: variants.{name}"
+        if not isinstance(name, str) or not _VARIANT_NAME.fullmatch(name):
+            raise SpecError(f"{where}: expected a name of letters, digits, '.', '_' and '-', got {_short(name)}")
+        if not isinstance(changes, dict) or not changes:
+            raise SpecError(f"{where}: expected a mapping of the fields that it changes, got {_short(changes)}")
+        if VARIANTS in changes:
+            raise SpecError(f"{where}: a variant has no variants of its own; write them side by side")
+        if "name" in changes:
+            raise SpecError(f"{where}.name: it follows from the document's name and {name!r}; leave it out")
+    return variants
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """`over` on top of `base`: mappings key by key, anything else (lists too) in its place. Neither is changed."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return copy.deepcopy(over)
+    kept = {key: copy.deepcopy(value) for key, value in base.items() if key not in over}
+    return {**kept, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+
+
+def _experiments(documents: Documents, overrides: list[str] | None) -> list[Experiment]:
+    experiments = []
+    for variant, (source, document) in documents.items():
+        _with_overrides(document, overrides)
+        if variant is not None and isinstance(document.get("name"), str):
+            document["name"] += f"-{variant}"
+        experiments.append(spec_from_document(document, source, Experiment))
+    return experiments
 
 
 def load_teacher(model_or_file: str, overrides: list[str] | None = None) -> Teacher:
@@ -55,6 +147,16 @@ def load_teacher(model_or_file: str, overrides: list[str] | None = None) -> Teac
 def load_part(part: type[Part], overrides: list[str] | None = None) -> Part:
     """A part of a spec (`Corpus`, `Generation`) at its defaults, with overrides applied."""
     return spec_from_document(_with_overrides({}, overrides), "--set", part)
+
+
+def overridden(spec: Experiment, overrides: list[str]) -> Experiment:
+    """A spec with `dotted.key=value` overrides applied, as on the command line.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    document = spec.model_dump(mode="json", exclude_none=True)
+    return spec_from_document(_with_overrides(document, overrides), f"experiment {spec.name}", Experiment)
 
 
 def spec_from_document(document: dict[str, Any], source: str, part: type[Part]) -> Part:

@@ -14,7 +14,7 @@ import yaml
 from flows.run import RunOptions, run
 from mot_core.errors import ModelError, MotError, ProblemError, SpecError
 from mot_core.spec import Experiment
-from mot_core.spec_files import load_spec, preset_names, spec_from_document, spec_to_yaml
+from mot_core.spec_files import load_spec, load_specs, preset_names, spec_from_document, spec_to_yaml
 from mot_core.world import resolve
 from tests.pico import pico_document
 
@@ -90,6 +90,14 @@ CASES: dict[str, tuple[Change, type[MotError], str]] = {
     "stopping outside": (put("stopping_rule", value=9), SpecError, r"stopping_rule is round 9, outside 1…2"),
     "no home benchmark": (
         lambda document: document["evaluation"]["benchmarks"].pop(0), SpecError, r"evaluation\.benchmarks has none of role 'home'",
+    ),
+    "no dev split to choose on": (
+        put("evaluation", "benchmarks", 0, "splits", value={"test": "test"}), SpecError,
+        r"evaluation\.benchmarks has none of role 'home' with a dev split: the best teacher is chosen on home, dev",
+    ),
+    "files of no repository": (
+        put("problems", "data_files", value="x.jsonl"), SpecError,
+        r"problems: data_files names files of a hub repository: give hub with it, and no config",
     ),
     "a name with a slash": (put("name", value="../x"), SpecError, r"name: '\.\./x' is not allowed: .*pattern"),
     "unknown family": (
@@ -251,7 +259,7 @@ def test_good_overrides() -> None:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_loads_and_survives_its_own_yaml(preset: str, tmp_path: Path) -> None:
-    spec = load_spec(preset)
-    (tmp_path / "again.yaml").write_text(spec_to_yaml(spec))
-    assert load_spec(str(tmp_path / "again.yaml")) == spec
-    assert load_spec(str(tmp_path / "again.yaml")).identity == spec.identity
+    for spec in load_specs(preset):
+        (tmp_path / "again.yaml").write_text(spec_to_yaml(spec))
+        assert load_spec(str(tmp_path / "again.yaml")) == spec
+        assert load_spec(str(tmp_path / "again.yaml")).identity == spec.identity

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mot_core.columns import Reader, kept_by, mapping_of
 from mot_core.errors import ProblemError
@@ -206,6 +207,52 @@ def test_a_hub_data_set_is_asked_for_by_configuration_split_and_revision(monkeyp
     assert asked == [(("owner/name", "main"), {"split": "test[:1]", "revision": "abc"})]
 
 
+def test_files_of_a_hub_repository_are_read_by_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    for index in range(3):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        write_jsonl(tmp_path / "data" / f"part-{index}.jsonl", [{"n": f"0{index}"}])
+    (tmp_path / "README.md").write_text("a card")
+
+    def download(*args: Any, **more: Any) -> str:
+        asked.append((args, more))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    table = {"hub": "owner/name", "data_files": "data/part-[01].jsonl", "revision": "abc"}
+    with open_rows(table, None, "train") as rows:
+        assert [(row.place, row.cells["n"]) for row in rows] == [("part-0.jsonl:1", "00"), ("part-1.jsonl:1", "01")]
+    wanted = {"repo_type": "dataset", "revision": "abc", "allow_patterns": ["data/part-[01].jsonl"]}
+    assert asked == [(("owner/name",), wanted)], "nothing else is downloaded"
+    with open_rows(table, None, "train[1:]") as rows:
+        assert [row.cells["n"] for row in rows] == ["01"]
+    with pytest.raises(
+        ProblemError, match=r"files 'data/part-\[01\]\.jsonl' of hub data set 'owner/name': it has no split 'test'"
+    ):
+        open_rows(table, None, "test")
+    with pytest.raises(
+        ProblemError,
+        match=r"files 'part-\*' of hub data set 'owner/name', revision main: there are none; data_files is",
+    ):
+        open_rows({"hub": "owner/name", "data_files": "part-*"}, None, "train")
+
+
+@pytest.mark.parametrize(
+    ("cause", "phrase"),
+    [
+        (LocalEntryNotFoundError("none here"), r"files 'x\.jsonl' of hub data set 'owner/name': the hub cannot be reached \(.*none here\); check the network"),
+        (ValueError("Repo id must be in the form"), r"revision main: cannot be loaded: ValueError: Repo id must .*; check id and revision"),
+    ],
+)  # fmt: skip
+def test_files_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch, cause: Exception, phrase: str) -> None:
+    def refuse(*args: Any, **more: Any) -> None:
+        raise cause
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ProblemError, match=phrase):
+        open_rows({"hub": "owner/name", "data_files": "x.jsonl"}, None, "train")
+
+
 def test_no_code_of_a_data_set_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a file, as a hub id, and where `datasets` would look for a builder of that name."""
     monkeypatch.chdir(tmp_path)
@@ -316,6 +363,11 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"problem": "Q", "deepseek_reasoning": "r", "deepseek_solution": "s", "ground_truth_solution": "\\boxed{1} or \\boxed{x}",
          "domain": "math"},
         {"question": "Q", "answer": "x", "reasoning": "r", "response": "s"},
+    ),
+    "openmathreasoning": (
+        {"problem": "Q", "expected_answer": "\\(\\frac{1}{2}\\)", "generated_solution": "<think>\nr\n</think>\n\ns",
+         "generation_model": "QwQ-32B", "problem_type": "has_answer_extracted", "inference_mode": "cot"},
+        {"question": "Q", "answer": "\\(\\frac{1}{2}\\)", "rationale": "<think>\nr\n</think>\n\ns"},
     ),
     "aime": ({"id": 60, "problem": "Q", "answer": 42}, {"question": "Q", "answer": "42", "id": "60"}),
     "math-500": (
