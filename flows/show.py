@@ -12,6 +12,8 @@ from rich.text import Text
 
 from mot_core.artifacts import Store
 from mot_core.errors import StoreError
+from mot_core.node_planning import NodePlan
+from mot_core.nodes import GIB
 from mot_core.planning import Plan
 from mot_core.runs import SUMMARY, read_index
 
@@ -44,6 +46,84 @@ def plan_tables(plan: Plan, list_steps: bool) -> Iterator[Table]:
         _time(sum(row["seconds"] for row in rows)),
     )  # fmt: skip
     yield table
+
+
+def node_tables(plan: NodePlan, list_steps: bool) -> Iterator[Table | Text]:
+    """A node's plan: memory by kind of work, costs by stage, what is known from where, and what was assumed."""
+    gpu = plan.node.gpu
+    if plan.refusals:
+        yield Text("DOES NOT FIT (--force)\n" + "\n".join(plan.refusals), style="bold")
+    if list_steps:
+        table = _table("steps", "step", "GPUs", "tokens", "FLOPs", "time")
+        for one in plan.steps:
+            table.add_row(
+                Text(one.step.label),
+                str(one.devices),
+                f"{one.tokens:,.0f}",
+                f"{one.flops:.2g}",
+                _maybe_time(one.seconds),
+            )
+        yield table
+    table = _table(
+        f"memory a GPU, {plan.node} of {gpu.memory_gib:.1f} GiB", "work", "GPUs", "needs", "of", "", "parts, GiB"
+    )
+    for need in plan.needs.values():
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.parts.items() if size >= 0.05 * GIB)
+        held = f"; holds {need.requests:.1f} full requests" if need.requests is not None else ""
+        table.add_row(
+            Text(need.what), str(need.devices), f"{need.total / GIB:.1f} GiB", f"{need.available / GIB:.1f} GiB",
+            "fits" if need.fits else "DOES NOT FIT", Text(need.refusal or parts + held),
+        )  # fmt: skip
+    yield table
+    columns = [
+        "steps",
+        "GPU memory",
+        "GPUs a step",
+        "tokens",
+        "FLOPs",
+        "disk",
+        "host memory",
+        "GPU hours",
+        "hours",
+        "money",
+    ]
+    table = _table("by stage, everything run anew; stages overlap in time", "stage", *columns)
+    rows = plan.by_stage()
+    for row in rows:
+        table.add_row(
+            row["stage"], str(row["steps"]), f"{row['gpu_bytes'] / GIB:.1f} GiB" if row["gpu_bytes"] else "–", str(row["devices"]),
+            f"{row['tokens']:,.0f}", f"{row['flops']:.2g}", _bytes(row["disk_bytes"]), _bytes(row["host_bytes"]),
+            _hours(row["gpu_seconds"]), _hours(row["seconds"]), _money(row["money"]),
+        )  # fmt: skip
+    table.add_section()
+    paid = [row["money"] for row in rows if row["money"] is not None]
+    known = plan.seconds is not None
+    table.add_row(
+        "all", str(sum(row["steps"] for row in rows)), f"{max(row['gpu_bytes'] for row in rows) / GIB:.1f} GiB",
+        str(max(row["devices"] for row in rows)), f"{sum(row['tokens'] for row in rows):,.0f}",
+        f"{sum(row['flops'] for row in rows):.2g}", _bytes(sum(row["disk_bytes"] for row in rows)),
+        _bytes(max(row["host_bytes"] for row in rows)),
+        _hours(sum(row["gpu_seconds"] for row in rows) if known else None), _hours(plan.seconds),
+        _money(sum(paid) if paid else None),
+    )  # fmt: skip
+    yield table
+    assumed = ", ".join(f"{name} {value:g}" for name, value in vars(plan.assume).items())
+    yield Text(
+        f"{gpu.name}: {gpu.source}. Models and counts:\n" + "".join(f"  {note}\n" for note in plan.notes)
+        + f"Assumed, not measured (docs/planning.md): {assumed}. Drawing, grading and building corpora count as no time."
+    )  # fmt: skip
+
+
+def _maybe_time(seconds: float | None) -> str:
+    return _time(seconds) if seconds is not None else "unknown"
+
+
+def _hours(seconds: float | None) -> str:
+    return f"{seconds / 3600:,.2f}" if seconds is not None else "unknown"
+
+
+def _money(money: float | None) -> str:
+    return f"{money:,.2f}" if money is not None else "–"
 
 
 def run_tables(run_dir: Path) -> Iterator[Table | Text]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.experiment import Outline
-from flows.run import Announce, RunOptions, invocation_for, outline_of
+from flows.run import Announce, RunOptions, check_devices, invocation_for, outline_of
 from mot_core.artifacts import Store
 from mot_core.files import write_atomically
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.prepare import prepare
 from mot_core.spec import TRAINED_METHODS, Experiment
 from mot_core.steps import Step
+from mot_core.workers.pool import visible_devices
 from mot_core.world import World, resolve
 from tasks.invocation import Watcher
 
@@ -66,6 +67,7 @@ def tune(
 ) -> Sweep:  # fmt: skip
     """Run the sweep (reusing what is published) and choose; the record lies in `STORE/tuning/<identity>.json`."""
     options = options or RunOptions()
+    check_devices(spec, visible_devices())
     world = resolve(spec)
     store = Store(options.store).open()
     world, drawn = prepare(spec, world, store, publish=True)

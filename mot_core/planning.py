@@ -14,7 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mot_core.architectures import architecture_of
 from mot_core.artifacts import Manifest, Published, Store, find_all
+from mot_core.errors import ModelError
 from mot_core.sft.memory import Pass, memory_of
 from mot_core.spec import Experiment, Training
 from mot_core.steps import Step
@@ -149,12 +151,42 @@ class Costs:
         self.completion_tokens = _median(
             m.counts["num_tokens"] / max(1, m.counts["num_requests"]) for m in manifests if m.kind == "completions"
         )
+        self.published = {m.identity: m for m in manifests}
+        self.student_identity = world.student.identity
+        # FLOP/s, since a store may hold models of any size.
         self.inference_rate = _median(
-            m.counts["num_tokens"] / (m.ended - m.started)
+            2.0
+            * parameters
+            * (m.counts["num_tokens"] + m.counts["num_requests"] * PROMPT_TOKENS)
+            / (m.ended - m.started)
             for m in manifests
             if m.kind in ("completions", "evaluation") and m.counts.get("num_asked") == m.counts["num_requests"]
+            if (parameters := self._asked_parameters(m))
         )
-        self.training_rate = _median(m.counts["tokens_per_second"] for m in manifests if m.kind == "branch")
+        self.training_rate = _median(
+            6.0 * m.counts["num_parameters"] * m.counts["tokens_per_second"]
+            for m in manifests
+            if m.kind == "branch" and "num_parameters" in m.counts
+        )
+
+    def _asked_parameters(self, manifest: Manifest) -> int:
+        """Of the model that a step asked; 0 where this store does not say."""
+        if manifest.kind == "completions":
+            return self.teachers.get(manifest.spec["teacher"]["model"], UNKNOWN_SIZE).parameters
+        if manifest.spec.get("student") == self.student_identity:
+            return self.student.parameters
+        return next((self._trained_parameters(parent[1]) for parent in manifest.parents if parent[0] == "student"), 0)
+
+    def _trained_parameters(self, identity: str) -> int:
+        """Of a student in this store: a branch says it, a merge is as large as its branches."""
+        made = self.published.get(identity)
+        if made is None:
+            return 0
+        if made.kind == "branch":
+            return int(made.counts.get("num_parameters", 0))
+        return next(
+            (self._trained_parameters(parent[1]) for parent in made.parents if parent[0].startswith("branch/")), 0
+        )
 
     def of(self, step: Step) -> tuple[int, float, int, int, float]:
         """`(tokens, FLOPs, memory in bytes, disk in bytes, seconds)`."""
@@ -171,7 +203,9 @@ class Costs:
 
     def _sampling(self, step: Step) -> tuple[int, float, int, int, float]:
         asked = step.spec.get("teacher") or step.spec.get("judge")
-        size = self.teachers.get(asked["model"], ModelSize(0, 0, 0, {})) if asked else self.student
+        size = self.teachers.get(asked["model"], UNKNOWN_SIZE) if asked else self.student
+        if step.spec["completer"] in ("openai", "corpus"):  # a server's weights, or rows
+            size = UNKNOWN_SIZE
         requests = self._num_problems(step.parent("problems")) * step.spec.get("num_samples", 1)
         limit = step.spec["sampling"]["max_completion_tokens"]
         per_request = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
@@ -179,8 +213,8 @@ class Costs:
         flops = 2.0 * size.parameters * (tokens + requests * PROMPT_TOKENS)
         batch = min(requests, step.spec["batch_size"])
         memory = 4 * size.parameters + batch * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
-        rate = self.inference_rate or DEFAULT_INFERENCE_FLOPS / (2.0 * max(1, size.parameters))
-        return tokens, flops, memory, requests * BYTES_PER_ROW, tokens / rate
+        seconds = flops / (self.inference_rate or DEFAULT_INFERENCE_FLOPS)
+        return tokens, flops, memory, requests * BYTES_PER_ROW, seconds
 
     def _num_problems(self, step: Step) -> int:
         """What a source is asked for; of one that gives all its rows, what it gave before, or nothing known."""
@@ -199,8 +233,8 @@ class Costs:
         largest = Pass.expected(training, per_example, per_example - PROMPT_TOKENS)
         memory = training.devices * sum(memory_of(size.config, training, largest).values()) if size.config else 0
         kept = 1 + len(step.spec["snapshot_steps"])
-        rate = self.training_rate or DEFAULT_TRAINING_FLOPS / (6.0 * max(1, size.parameters))
-        return tokens, flops, memory, kept * 4 * size.parameters, tokens / rate
+        seconds = flops / (self.training_rate or DEFAULT_TRAINING_FLOPS)
+        return tokens, flops, memory, kept * 4 * size.parameters, seconds
 
 
 @dataclass(frozen=True)
@@ -214,10 +248,14 @@ class ModelSize:
 
     @classmethod
     def of(cls, locator: str) -> ModelSize:
-        """From safetensors headers and config.json; all zero for a hub model that is not on this machine."""
+        """From safetensors headers and config.json; of a hub model that is not here, from what is known of it, or zero."""
         directory = Path(locator)
         if not directory.is_dir():
-            return cls(0, 0, 0, {})
+            try:
+                known = architecture_of(locator, None, "plan", ask_hub=False)
+            except ModelError:
+                return UNKNOWN_SIZE
+            return cls(known.parameters, known.largest_tensor, 4 * known.cache_values, known.config)
         tensors = [size for path in sorted(directory.glob("*.safetensors")) for size in _tensor_sizes(path)]
         config = json.loads((directory / "config.json").read_text())
         layers, hidden = config["num_hidden_layers"], config["hidden_size"]
@@ -225,6 +263,9 @@ class ModelSize:
         head_dim = config.get("head_dim") or hidden // heads
         cache = 2 * layers * config.get("num_key_value_heads", heads) * head_dim * 4
         return cls(sum(tensors), max(tensors), cache, config)
+
+
+UNKNOWN_SIZE = ModelSize(0, 0, 0, {})
 
 
 def _tensor_sizes(path: Path) -> list[int]:

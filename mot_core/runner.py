@@ -6,7 +6,7 @@ Workers call `run_step`; so may a notebook. Nothing here knows how processes are
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,19 @@ class RunSettings:
 
     threads: int = 1
     checkpoint_seconds: float = 60.0
-    device: str = "cpu"
+    devices: tuple[str, ...] = ()
+    """The job's GPUs, named as in CUDA_VISIBLE_DEVICES, which is set to them: the process sees these alone, in this
+    order. None: it computes on the CPU."""
+
+    @property
+    def device(self) -> str:
+        """Where a step that takes one device computes, as torch names it."""
+        return device_among(self.devices)
+
+
+def device_among(devices: Sequence[str]) -> str:
+    """The first of the devices that a process sees alone, or the CPU, as torch names them."""
+    return "cuda:0" if devices else "cpu"
 
 
 @dataclass

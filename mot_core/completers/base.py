@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from mot_core.identity import derive_seed, fingerprint
+from mot_core.runner import device_among
 from mot_core.spec import Sampling
 from mot_core.steps import load_object
 
@@ -92,7 +93,8 @@ class Source:
     """A model directory, hub id, name at an endpoint, or file: whatever the completer reads."""
     revision: str | None
     sampling: Sampling
-    device: str = "cpu"
+    devices: tuple[str, ...] = ()
+    """The job's GPUs, as in `runner.RunSettings`; none on the CPU."""
     threads: int = 1
     system: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +106,11 @@ class Source:
     """Where a completer may write logs of its own."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What the journal holds already: `prompt_tokens` and `completion_tokens`, for budgets."""
+
+    @property
+    def device(self) -> str:
+        """Where a model on one device lies, as torch names it."""
+        return device_among(self.devices)
 
 
 Accept = Callable[[list[Completion]], None]

@@ -111,7 +111,7 @@ def _source(context: StepContext, ask: Ask, journal: Journal) -> Source:
     locators = context.step.locators
     return Source(
         locator=context.model_dir(ask.role), revision=locators.get(f"{ask.role}_revision"),
-        sampling=Sampling(**ask.sampling), device=context.settings.device, threads=context.settings.threads,
+        sampling=Sampling(**ask.sampling), devices=context.settings.devices, threads=context.settings.threads,
         system=ask.system, template_kwargs=ask.template_kwargs or {},
         settings=locators.get(f"{ask.role}_settings") or {}, load=context.models.get,
         scratch=context.store.root / "logs", spent=dict(journal.spent),

@@ -153,7 +153,7 @@ class VllmCompleter:
 
         settings = canonical_json(self.engine.model_dump(mode="json"))
         served: Served = source.load(
-            ("vllm", source.locator, source.revision, source.device, source.threads, settings), load
+            ("vllm", source.locator, source.revision, source.devices, source.threads, settings), load
         )
         return served
 
@@ -164,7 +164,7 @@ class VllmCompleter:
             engines.start(require_free_memory(self.source, self.engine, served.directory))
         engine = self.engine
         self._facts = {
-            "engine": "vllm", **engines.running[0].facts, "slot": self.source.device, "threads": self.source.threads,
+            "engine": "vllm", **engines.running[0].facts, "devices": list(self.source.devices), "threads": self.source.threads,
             "tensor_parallel_size": engine.tensor_parallel_size, "data_parallel_size": engine.data_parallel_size,
             "pipeline_parallel_size": engine.pipeline_parallel_size, "quantization": engine.quantization,
             "engine_args": dict(engine.engine_args),

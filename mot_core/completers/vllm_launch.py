@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +30,26 @@ def launches(source: Source, engine: Engine, directory: Path) -> list[Launch]:
     arguments = engine_arguments(source, engine, directory)
     return [
         Launch(arguments, environment(source, engine, arguments, devices), logs / f"vllm-{os.getpid()}-{number}.log")
-        for number, devices in enumerate(engine_devices(engine, source.device))
+        for number, devices in enumerate(engine_devices(engine, source.devices))
     ]
 
 
-def engine_devices(engine: Engine, device: str) -> list[list[str]]:
-    """Each engine's devices, as in CUDA_VISIBLE_DEVICES; none on the CPU.
+def engine_devices(engine: Engine, devices: Sequence[str]) -> list[list[str]]:
+    """Each engine's share of its job's devices, as in CUDA_VISIBLE_DEVICES; none on the CPU.
 
-    One engine on one device takes that of its worker's slot. Larger ones take the first devices that are visible,
-    whatever the slot, so they belong into a run with one worker.
+    Raises:
+        WorkerError: fewer devices than the engines take.
     """
-    size = engine.tensor_parallel_size * engine.pipeline_parallel_size
-    if device == "cpu":
+    if not devices:
         return [[] for _ in range(engine.data_parallel_size)]
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-    needed = size * engine.data_parallel_size
-    if needed == 1:
-        return [[visible[torch.device(device).index or 0]]]
-    if needed > len(visible):
+    size = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    if engine.num_devices > len(devices):
         raise WorkerError(
             f"engine: tensor_parallel_size {engine.tensor_parallel_size} × pipeline_parallel_size "
-            f"{engine.pipeline_parallel_size} × data_parallel_size {engine.data_parallel_size} need {needed} devices, "
-            f"but {len(visible)} are visible ({', '.join(visible)})"
+            f"{engine.pipeline_parallel_size} × data_parallel_size {engine.data_parallel_size} need {engine.num_devices} "
+            f"devices, but the job has {len(devices)} ({', '.join(devices)}); give it as many"
         )
-    return [visible[start : start + size] for start in range(0, needed, size)]
+    return [list(devices[start : start + size]) for start in range(0, engine.num_devices, size)]
 
 
 def engine_arguments(source: Source, engine: Engine, directory: Path) -> dict[str, Any]:
@@ -109,7 +103,7 @@ def require_free_memory(source: Source, engine: Engine, directory: Path) -> list
     Raises:
         WorkerError: the machine or a device has no room for them; the message names who has it.
     """
-    devices = [device for devices in engine_devices(engine, source.device) for device in devices]
+    devices = [device for devices in engine_devices(engine, source.devices) for device in devices]
     if devices:
         return require_gpu_memory(devices, engine.gpu_memory_utilization)
     cache = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE") or DEFAULT_CACHE_GIB) * GIB

@@ -48,7 +48,7 @@ class BranchJob:
     work_dir: str
     checkpoint_seconds: float
     threads: int
-    device: str
+    devices: list[str]
 
     @property
     def training(self) -> Training:
@@ -71,11 +71,11 @@ def train_branch(context: StepContext) -> dict[str, Any]:
         corpora=[str(corpora / f"{name}.parquet") for name in context.spec["corpora"]],
         optimizers=[str(path) for _, path in context.parents("optimizer/")], work_dir=str(context.work_dir),
         checkpoint_seconds=context.settings.checkpoint_seconds, threads=context.settings.threads,
-        device=context.settings.device,
+        devices=list(context.settings.devices),
     )  # fmt: skip
     if job.training.devices > 1:
         return launch(job, context.progress)
-    return fine_tune(job, Ranks(device=torch.device(job.device)), context.progress)
+    return fine_tune(job, Ranks(device=torch.device(context.settings.device)), context.progress)
 
 
 def fine_tune(job: BranchJob, ranks: Ranks, report: Report) -> dict[str, Any]:
@@ -90,6 +90,8 @@ def fine_tune(job: BranchJob, ranks: Ranks, report: Report) -> dict[str, Any]:
         [len(example.input_ids) for example in examples], settings.batch_size, spec["num_steps"], spec["order_seed"]
     )
     trainee = _trainee(job, tokenizer, ranks)
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)  # to what the trainee holds: of earlier steps nothing counts
     snapshots = Snapshots(job, trainee, tokenizer)
     started, trained = time.monotonic(), 0
 
@@ -110,7 +112,10 @@ def fine_tune(job: BranchJob, ranks: Ranks, report: Report) -> dict[str, Any]:
     publish_student(trainee.model, tokenizer, work_dir, settings, ranks, job.locator, job.revision)
     if ranks.first:
         write_jsonl(work_dir / TRAINING_LOG, log)
-    return {**_counts(trainee, corpus, len(held_out), log), "tokens_per_second": trained / max(1e-9, seconds)}
+    counts = {**_counts(trainee, corpus, len(held_out), log), "tokens_per_second": trained / max(1e-9, seconds)}
+    if ranks.device.type == "cuda":  # the first process's; shards are of one size
+        counts["peak_memory_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
+    return counts
 
 
 def _read(tokenizer: Any, job: BranchJob) -> Tokenized:

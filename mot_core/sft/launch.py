@@ -69,26 +69,20 @@ def launch(job: BranchJob, report: Callable[..., None]) -> dict[str, Any]:
 
 
 def _environment(job: BranchJob, count: int) -> dict[str, str]:
-    """Threads and devices of the processes: the worker's own device and those after it.
+    """Threads and devices of the processes: the job's own.
 
     Raises:
         TrainingError: fewer devices than asked for.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, job.threads // count))}
-    if job.device == "cpu":
+    if not job.devices:
         return environment
-    import torch
-
-    first = int(job.device.partition(":")[2] or 0)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    own = names[first : first + count]
-    if len(own) < count:
+    if len(job.devices) < count:
         raise TrainingError(
-            f"training.devices is {count}, but from {job.device} on there are {len(own)} of {len(names)} devices; lower "
-            "it, or give fewer --workers"
+            f"training.devices is {count}, but the job has {len(job.devices)} ({', '.join(job.devices)}); lower it, or "
+            "give the job as many"
         )
-    return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(own)}
+    return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(job.devices[:count])}
 
 
 def start(count: int, job_file: str) -> None:
@@ -114,7 +108,7 @@ def run_rank(job_file: str) -> None:
 
     job = BranchJob(**json.loads(Path(job_file).read_text()))
     torch.set_num_threads(max(1, job.threads // job.training.devices))
-    accelerator = Accelerator(cpu=job.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    accelerator = Accelerator(cpu=not job.devices, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
     ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
     scratch = Path(job.work_dir)
     try:

@@ -40,6 +40,11 @@ class Pass:
             return cls(1, examples * longest, targets)
         return cls(examples, longest, targets)
 
+    @classmethod
+    def largest(cls, training: Training) -> Pass:
+        """The largest that the settings allow: every example of the batch at max_example_tokens, all of it with loss."""
+        return cls.expected(training, training.max_example_tokens, training.max_example_tokens)
+
 
 @dataclass(frozen=True)
 class Sizes:

@@ -1,7 +1,7 @@
 """The clean parent: loads torch once, then forks one worker a job. Run as `python -m mot_core.workers.parent`.
 
 It reads commands from standard input and writes events to standard output, a JSON object a line:
-    in   {"job": id, "steps": [...], "store": path, "settings": {...}, "slot": n}   {"kill": id}
+    in   {"job": id, "steps": [...], "store": path, "settings": {...}, "logs": [...]}   {"kill": id}
     out  {"ready": pid}   {"job": id, "line": text}   {"job": id, "event": ...}   {"job": id, "exit": code}
 End of input means that the flow process is gone: every worker is killed. The parent has one thread, so that
 forking is safe; it never runs torch code itself.
@@ -10,6 +10,7 @@ forking is safe; it never runs torch code itself.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import signal
@@ -150,8 +151,6 @@ def work(command: dict[str, Any], events: int, output: int) -> None:
 
 
 def run_job(command: dict[str, Any], events: int) -> None:
-    import logging
-
     import torch
 
     from mot_core.artifacts import Store
@@ -159,7 +158,7 @@ def run_job(command: dict[str, Any], events: int) -> None:
     from mot_core.steps import RemoteStep
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
-    settings = RunSettings(**{**command["settings"], "device": device_of_slot(command["slot"])})
+    settings = RunSettings(**{**command["settings"], "devices": bind(command["settings"]["devices"])})
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     torch.set_num_threads(settings.threads)
     store = Store(Path(command["store"]))
@@ -182,15 +181,20 @@ def run_job(command: dict[str, Any], events: int) -> None:
         models.close()  # work() leaves by os._exit, which would orphan an engine in a process of its own
 
 
-def device_of_slot(slot: int) -> str:
-    """The device that a worker binds to: its slot's GPU, or the CPU. CUDA is first touched here, after the fork."""
+def bind(devices: list[str]) -> tuple[str, ...]:
+    """Make these the only devices that this process and its children see, and return them; none where torch was built
+    without CUDA. CUDA is first touched here, after the fork, and reads the variable then."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu"
-    device = f"cuda:{slot % torch.cuda.device_count()}"
-    torch.cuda.set_device(device)
-    return device
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    if devices and not torch.cuda.is_available():
+        logging.getLogger("mot.worker").warning(
+            "torch %s sees none of the devices %s: this job runs on the CPU", torch.__version__, ", ".join(devices)
+        )
+        return ()
+    if devices:
+        torch.cuda.set_device(0)
+    return tuple(devices)
 
 
 def describe(error: BaseException) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The flow process's side: a pool of worker slots, most urgent job first.
+"""The flow process's side: a pool of workers, most urgent job first, each with devices of its own.
 
 Invariant: this module never imports torch and never forks; it starts the clean parent by `exec`, at most once,
 and only when a step has to be computed.
@@ -6,7 +6,6 @@ and only when a step has to be computed.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import logging
@@ -21,11 +20,13 @@ from typing import IO, Any
 
 from mot_core import errors
 from mot_core.artifacts import Published, Store
-from mot_core.errors import MotError, WorkerError
+from mot_core.errors import MotError, SpecError, WorkerError
 from mot_core.runner import RunSettings
 from mot_core.steps import Step
+from mot_core.workers.slots import Slots, Turn, devices_needed
 
 Listener = Callable[[Step, dict[str, Any]], None]
+REMEDY = "lower its devices, let CUDA_VISIBLE_DEVICES name more, or run on a larger machine (mot plan --node)"
 log = logging.getLogger("mot.workers")
 
 
@@ -39,22 +40,26 @@ class Job:
     records: list[Published] = field(default_factory=list)
     error: MotError | None = None
     current: int = 0
-    slot: int = 0
+    devices: tuple[str, ...] = ()
 
 
 class WorkerPool:
-    """Runs steps in worker processes, at most `num_workers` at once; usable from any thread."""
+    """Runs steps in worker processes; usable from any thread.
+
+    On a CPU at most `num_workers` jobs run at once, a core each where no number is given. With GPUs as many run as find
+    devices free, and beside them as many again that need none; a number given caps both together.
+    """
 
     def __init__(self, store: Store, num_workers: int | None = None, checkpoint_seconds: float = 60.0) -> None:
-        cores = len(os.sched_getaffinity(0))
+        self._cores = cores = len(os.sched_getaffinity(0))
         self.store = store
-        self.num_workers = num_workers or num_gpus() or cores
+        devices = visible_devices()
+        self.num_workers = num_workers or len(devices) or cores
         self.settings = RunSettings(max(1, cores // self.num_workers), checkpoint_seconds)
         self._process: subprocess.Popen[bytes] | None = None
         self._jobs: dict[str, Job] = {}
         self._ids = itertools.count()
-        self._waiting: list[tuple[int, int]] = []
-        self._free = list(range(self.num_workers))  # slots; a worker binds to its slot's device
+        self._slots = Slots(devices, self.num_workers, shared=num_workers is not None)
         self._condition = threading.Condition()
         self._write_lock = threading.Lock()
         self._closed = False
@@ -78,10 +83,12 @@ class WorkerPool:
         threading.Thread(target=self._read, args=(process,), name="mot-workers", daemon=True).start()
 
     def run(self, steps: list[Step], priority: int, listener: Listener) -> Job:
-        """Run steps in one worker and wait for it; the most urgent (lowest) priority gets a free slot first.
+        """Run steps in one worker and wait for it; the most urgent (lowest) priority starts first, on as many devices
+        as its greediest step needs.
 
         Raises:
-            MotError: what the worker raised; `WorkerError` if it died.
+            MotError: what the worker raised; `WorkerError` if it died; `SpecError` if it needs more devices than there
+                are.
         """
         if not self._closed:
             self.start()
@@ -89,19 +96,23 @@ class WorkerPool:
         job_id = str(next(self._ids))
         turn = (priority, int(job_id))
         with self._condition:
-            heapq.heappush(self._waiting, turn)
-            self._condition.wait_for(lambda: self._closed or (bool(self._free) and self._waiting[0] == turn))
-            if self._closed:
-                raise WorkerError("the workers were stopped before this step ran; run the same command again")
-            heapq.heappop(self._waiting)
-            job.slot = heapq.heappop(self._free)
+            self._enter(turn, steps)
+            devices = None
+            try:
+                while not self._closed and (devices := self._slots.take(turn)) is None:
+                    self._condition.wait()
+                if devices is None:
+                    raise WorkerError("the workers were stopped before this step ran; run the same command again")
+            finally:
+                self._slots.leave(turn)
+            job.devices = devices
             self._jobs[job_id] = job
-            self._condition.notify_all()
+            self._condition.notify_all()  # the next one may fit beside it
         try:
             self._send(
                 {
                     "job": job_id, "steps": [step.to_json() for step in steps], "store": str(self.store.root),
-                    "settings": vars(self.settings), "slot": job.slot,
+                    "settings": {**vars(self.settings), "devices": job.devices, "threads": self._threads(job)},
                     "logs": [str(self.store.log_path(step.identity)) for step in steps],
                 }
             )  # fmt: skip
@@ -112,6 +123,17 @@ class WorkerPool:
         if job.error is not None:
             raise job.error
         return job
+
+    def _threads(self, job: Job) -> int:
+        """A job on several devices has as many jobs' share of the cores."""
+        return min(self._cores, self.settings.threads * max(1, len(job.devices)))
+
+    def _enter(self, turn: Turn, steps: list[Step]) -> None:
+        greediest = max(steps, key=devices_needed)
+        try:
+            self._slots.enter(turn, devices_needed(greediest))
+        except SpecError as error:
+            raise SpecError(f"{greediest.label}: {error}; {REMEDY}") from None
 
     def accept_no_more(self) -> None:
         """Start no further job; those that run may end and publish."""
@@ -198,18 +220,20 @@ class WorkerPool:
         self._computing.pop(job_id, None)
         with self._condition:
             del self._jobs[job_id]
-            heapq.heappush(self._free, job.slot)
+            self._slots.give_back(job.devices)
             self._condition.notify_all()
         job.done.set()
 
 
-def num_gpus() -> int:
-    """How many CUDA devices this process may use, asked of the driver's files: torch stays unloaded."""
+def visible_devices() -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them. Where it names none, the driver's
+    files say how many there are: torch stays unloaded."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+        names = [name.strip() for name in visible.split(",")]
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # CUDA reads no further either
     gpus = Path("/proc/driver/nvidia/gpus")
-    return len(list(gpus.iterdir())) if gpus.is_dir() else 0
+    return [str(index) for index in range(len(list(gpus.iterdir())))] if gpus.is_dir() else []
 
 
 def union_seconds(intervals: list[tuple[float, float]]) -> float:

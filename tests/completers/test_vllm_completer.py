@@ -308,15 +308,16 @@ def test_a_process_forked_meanwhile_keeps_no_engine_alive(
         os.waitpid(heir, 0)
 
 
-def test_devices_are_those_of_the_slot_or_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert engine_devices(Engine(), "cuda:2") == [["6"]]
-    assert engine_devices(Engine(), "cuda:0") == [["4"]]
-    assert engine_devices(Engine(), "cpu") == [[]]
-    assert engine_devices(Engine(tensor_parallel_size=2), "cuda:3") == [["4", "5"]]
-    assert engine_devices(Engine(tensor_parallel_size=2, data_parallel_size=2), "cuda:0") == [["4", "5"], ["6", "7"]]
-    with pytest.raises(WorkerError, match=re.escape("need 8 devices, but 4 are visible (4, 5, 6, 7)")):
-        engine_devices(Engine(tensor_parallel_size=4, pipeline_parallel_size=2), "cuda:0")
+def test_engines_share_their_jobs_devices() -> None:
+    assert engine_devices(Engine(), ("6",)) == [["6"]]
+    assert engine_devices(Engine(), ()) == [[]]
+    assert engine_devices(Engine(data_parallel_size=2), ()) == [[], []]
+    assert engine_devices(Engine(tensor_parallel_size=2), ("5", "7")) == [["5", "7"]]
+    assert engine_devices(Engine(), ("5", "7")) == [["5"]], "another step of its job needs two"
+    pairs = engine_devices(Engine(tensor_parallel_size=2, data_parallel_size=2), ("4", "5", "6", "7"))
+    assert pairs == [["4", "5"], ["6", "7"]]
+    with pytest.raises(WorkerError, match=re.escape("need 8 devices, but the job has 2 (5, GPU-ab)")):
+        engine_devices(Engine(tensor_parallel_size=4, pipeline_parallel_size=2), ("5", "GPU-ab"))
 
 
 def test_arguments_and_precision(tmp_path: Path, cache: ModelCache) -> None:
@@ -330,6 +331,6 @@ def test_arguments_and_precision(tmp_path: Path, cache: ModelCache) -> None:
     assert on_cpu["enforce_eager"] is False
     assert on_cpu["max_num_seqs"] == 8
     assert "gpu_memory_utilization" not in on_cpu
-    on_gpu = engine_arguments(source(tmp_path, cache, tmp_path, device="cuda:0"), engine, tmp_path)
+    on_gpu = engine_arguments(source(tmp_path, cache, tmp_path, devices=("0",)), engine, tmp_path)
     assert on_gpu["gpu_memory_utilization"] == 0.9
     assert "distributed_executor_backend" not in on_gpu

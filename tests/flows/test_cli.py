@@ -170,20 +170,27 @@ def test_doctor_names_versions_devices_and_room() -> None:
         assert what in done.stdout
 
 
-def test_engines_of_several_devices_want_one_worker(pico_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import run as runs
+def test_what_needs_more_devices_than_there_are_is_refused_first(
+    pico_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.run import RunOptions, check_devices, run
+    from flows.tune import tune
     from mot_core.errors import SpecError
     from tests.pico import pico_document, pico_experiment
 
     teachers = pico_document(pico_models)["teachers"]
-    big = {**teachers[0], "completer": "vllm", "engine": {"tensor_parallel_size": 2}}
+    big = {**teachers[0], "completer": "vllm", "engine": {"tensor_parallel_size": 2, "data_parallel_size": 2}}
     spec = pico_experiment(pico_models, teachers=[big, teachers[1]])
-    monkeypatch.setattr(runs, "num_gpus", lambda: 4)
-    with pytest.raises(SpecError, match="teacher 'ann': its engine takes 2 devices, the first ones, while 4 workers"):
-        runs.check_devices(spec, 4)
+    with pytest.raises(SpecError, match="teacher 'ann': its engine takes 4 devices, but there are 2 \\(4, 5\\); lower"):
+        check_devices(spec, ["4", "5"])
     judged = pico_experiment(pico_models, corpus={"num_rationales": 6, "judge": {**big, "name": "judge"}})
     with pytest.raises(SpecError, match="teacher 'judge': its engine"):
-        runs.check_devices(judged, 4)
-    runs.check_devices(spec, 1)
-    monkeypatch.setattr(runs, "num_gpus", lambda: 0)
-    runs.check_devices(spec, 4)
+        check_devices(judged, ["0"])
+    check_devices(spec, ["0", "1", "2", "3"])
+    check_devices(spec, [])
+    sharded = pico_experiment(pico_models, training={**pico_document(pico_models)["training"], "devices": 4})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    for begin in (run, tune):
+        with pytest.raises(SpecError, match="training.devices takes 4 devices, but there are 2"):
+            begin(sharded, RunOptions(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()

@@ -109,7 +109,7 @@ def test_accelerate_launch_starts_the_same_processes(pico_models: Path, tmp_path
     (tmp_path / "work").mkdir()
     job = BranchJob(
         dict(step.spec), step.locators["layout"], str(pico_models / "student"), None, [str(corpus)], [],
-        str(tmp_path / "work"), 1e9, 2, "cpu",
+        str(tmp_path / "work"), 1e9, 2, [],
     )  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(asdict(job)))
     program = Path(sys.executable).with_name("accelerate")
@@ -124,11 +124,10 @@ def test_accelerate_launch_starts_the_same_processes(pico_models: Path, tmp_path
     assert losses == pytest.approx([entry["loss"] for entry in log_of(one)], rel=1e-5)
 
 
-def test_which_devices_a_branch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = BranchJob({"training": {}}, {"devices": 2}, "", None, [], [], "", 0.0, 8, "cuda:2")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert _environment(job, 2) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "6,7"}
-    with pytest.raises(TrainingError, match="training.devices is 3, but from cuda:2 on there are 2 of 4 devices"):
+def test_which_devices_a_branch_takes() -> None:
+    job = BranchJob({"training": {}}, {"devices": 2}, "", None, [], [], "", 0.0, 8, ["6", "GPU-ab"])
+    assert _environment(job, 2) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "6,GPU-ab"}
+    with pytest.raises(TrainingError, match=r"training.devices is 3, but the job has 2 \(6, GPU-ab\)"):
         _environment(job, 3)
-    on_cpu = BranchJob(**{**asdict(job), "device": "cpu", "threads": 1})
+    on_cpu = BranchJob(**{**asdict(job), "devices": [], "threads": 1})
     assert _environment(on_cpu, 2) == {"OMP_NUM_THREADS": "1"}

@@ -206,6 +206,32 @@ def test_logits_are_the_losss_peak() -> None:
         assert peak.most == pytest.approx(logits_bytes(sizes, training, shape), rel=0.15)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", [name for name in SETTINGS if "fp32" not in name])
+def test_the_whole_is_what_the_allocator_gave(name: str) -> None:
+    """Weights, gradients, moments, activations and logits of a second step, whose moments exist already."""
+    from mot_core.sft.ranks import Ranks
+    from mot_core.sft.train import Trainee
+
+    large = {**QWEN3, "vocab_size": 32_000, "hidden_size": 1024, "num_hidden_layers": 8, "intermediate_size": 3072,
+             "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}  # fmt: skip
+    training = Training.model_validate({**SETTINGS[name], "loss": "chunked", "batch_size": 4})
+    device = torch.device("cuda:0")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    trainee = Trainee(model_of(large, training).to(device), training, 0, Ranks(device=device))
+    batch = [Example(list(range(1000, 1000 + length)), length // 4) for length in (1024, 1000, 900, 1024)]
+    trainee.step(batch, 1e-4, "step 1")
+    torch.cuda.reset_peak_memory_stats(device)
+    trainee.step(batch, 1e-4, "step 2")
+    targets, lengths = sum(example.num_targets for example in batch), [len(example.input_ids) for example in batch]
+    packed = training.layout == "packed"
+    largest = Pass(1, sum(lengths), targets) if packed else Pass(len(batch), max(lengths), targets)
+    counted = sum(memory_of(large, training, largest).values())
+    assert torch.cuda.max_memory_allocated(device) - before == pytest.approx(counted, rel=0.15)
+
+
 def test_the_count_needs_no_torch() -> None:
     code = "import sys, mot_core.sft.memory; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

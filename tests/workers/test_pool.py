@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mot_core.artifacts import Store
-from mot_core.errors import CompletionError, MotError, WorkerError
+from mot_core.errors import CompletionError, MotError, SpecError, WorkerError
 from mot_core.steps import Step
-from mot_core.workers.pool import WorkerPool, union_seconds
+from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
 from tests.processes import descendants, is_alive, wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -112,7 +113,8 @@ def test_the_most_urgent_job_goes_first(tmp_path: Path) -> None:
         pool.run([PROBLEMS], 0, listen([]))
         order: list[int] = []
         with pool._condition:
-            slots, pool._free = pool._free, []  # every slot is taken while the three queue up
+            pool._slots.enter((0, -1), 0)
+            taken = pool._slots.take((0, -1))  # the only place is taken while the three queue up
         threads = []
         for priority, seed in ((3, 11), (1, 12), (2, 13)):
             step = completions("Scripted", seed)
@@ -126,15 +128,45 @@ def test_the_most_urgent_job_goes_first(tmp_path: Path) -> None:
 
             threads.append(threading.Thread(target=go))
             threads[-1].start()
-            wait_until(lambda: len(pool._waiting) == len(threads), 10.0, "the job queues up")
+            wait_until(lambda: len(pool._slots) == len(threads), 10.0, "the job queues up")
         with pool._condition:
-            pool._free = slots
+            assert taken == ()
+            pool._slots.give_back(taken)
             pool._condition.notify_all()
         for thread in threads:
             thread.join(60)
         assert order == [1, 2, 3]
     finally:
         pool.close()
+
+
+def test_a_job_of_more_devices_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    pool = WorkerPool(Store(tmp_path).open())
+    assert pool.num_workers == 2
+    step = completions("Scripted")
+    wide = replace(step, locators={**step.locators, "teacher_settings": {"tensor_parallel_size": 4}})
+    try:
+        with pytest.raises(
+            SpecError, match=r"generate Scripted: the job needs 4 devices, but there are 2 \(3, 5\); lower"
+        ):
+            pool.run([PROBLEMS, wide], 0, listen([]))
+        assert len(pool._slots) == 0
+        # A job that needs no device runs beside those that do, and sees none.
+        assert pool.run([PROBLEMS], 0, listen([])).devices == ()
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [("", []), ("-1", []), ("0,1", ["0", "1"]), ("2, GPU-ab ", ["2", "GPU-ab"]), ("1,-1,0", ["1"])],
+)
+def test_devices_are_as_the_variable_names_them(
+    monkeypatch: pytest.MonkeyPatch, visible: str, names: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_devices() == names
 
 
 @pytest.mark.parametrize(
