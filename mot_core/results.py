@@ -1,7 +1,8 @@
 """The tables of one run: what the report draws, what the tracker logs, what a notebook loads.
 
 Everything here is derived from published steps and the run's index, so it can be made again at any time.
-Invariant: a table has its columns even when it is empty.
+Invariant: a table has its columns even when it is empty. What a published step does not say, being older than the
+measure or made without it, is absent there, never zero.
 
 Column vocabulary. `method` is one of `base`, `std/<teacher>`, `mtd`, `merge_once`, `mot`, `ensemble`,
 `shuffled` (or a user's own). `budget` is `matched_path` or `matched_compute` (`base` appears under each
@@ -110,8 +111,37 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "inference_tokens_per_problem",
         "num_students_at_inference",
     ),
-    # Loss on completion tokens (nats) at each optimizer step of a branch.
-    "training": ("budget", "method", "seed", "round", "branch", "step", "loss", "grad_norm", "tokens"),
+    # Loss on completion tokens (nats) at each optimizer step of a branch. `held_out_loss`, at the steps after which an
+    # early stop looked: the same loss on examples of the branch's corpus that it is not trained on.
+    "training": ("budget", "method", "seed", "round", "branch", "step", "loss", "held_out_loss", "grad_norm", "tokens"),
+    # One row per branch of a final student's path; equal identities are one training under several methods or budgets.
+    # `num_planned_steps` is what was asked for, `num_steps` what was taken. With an early stop `best_step` is the step
+    # whose weights were published, counted in the branch, and `held_out_loss` their loss. Examples over the length limit
+    # were dropped or cut. `num_carried_moments` counts the branches whose optimizer moments this one began with.
+    # `peak_memory_bytes` is the most that torch had allocated on one device; absent on a CPU.
+    "branches": (
+        "budget",
+        "method",
+        "seed",
+        "round",
+        "branch",
+        "identity",
+        "num_examples",
+        "num_dropped_long",
+        "num_cut_long",
+        "num_held_out",
+        "num_planned_steps",
+        "num_steps",
+        "best_step",
+        "held_out_loss",
+        "num_parameters",
+        "num_trained_parameters",
+        "num_carried_moments",
+        "input_tokens",
+        "completion_tokens",
+        "tokens_per_second",
+        "peak_memory_bytes",
+    ),
     # One row per merge and layer group. `branch` is a branch name, or 'merged'. `drift` is the L2 norm of the
     # update from the round's start; `relative_drift` divides by the norm of the start's tensor.
     "merge_drift": ("budget", "method", "seed", "round", "branch", "layer", "kind", "drift", "relative_drift"),
@@ -127,6 +157,15 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "sign_agreement",
         "energy_kept",
     ),
+    # One row per merge and pair of its branches, in the order of their names: the cosine of their updates.
+    "merge_cosine": ("budget", "method", "seed", "round", "a", "b", "cosine"),
+    # One row per merge, model and sampled matrix. `branch` as in `merge_drift`. `effective_rank` is exp of the entropy of
+    # the update's normalised singular values, over `num_rows` sampled rows, so at most that.
+    "merge_rank": ("budget", "method", "seed", "round", "branch", "layer", "kind", "key", "effective_rank", "num_rows"),
+    # Where a barrier was asked for: one row per merge, line and point. A line goes from `from` to `to`, each 'start', a
+    # branch or 'merged'; `share` in [0, 1] is the point's place on it, `loss` is on completion tokens (nats), and
+    # `barrier` is how far the line's loss rises above the straight line between its ends, the same in all its rows.
+    "merge_barrier": ("budget", "method", "seed", "round", "from", "to", "share", "loss", "barrier"),
     # What students and branches answered on a few test problems. `text` is untrusted model output.
     "answers": (
         "budget",
@@ -164,8 +203,12 @@ class Results:
     teachers: pd.DataFrame
     cost: pd.DataFrame
     training: pd.DataFrame
+    branches: pd.DataFrame
     merge_drift: pd.DataFrame
     merge_agreement: pd.DataFrame
+    merge_cosine: pd.DataFrame
+    merge_rank: pd.DataFrame
+    merge_barrier: pd.DataFrame
     answers: pd.DataFrame
     steps: pd.DataFrame
 

@@ -141,18 +141,40 @@ class _Reader:
         if not student["is_final"]:
             return
         for branch in student["branches"]:
-            for entry in read_jsonl(self.path(branch["identity"], "training.jsonl")):
-                self.tables["training"].append(
-                    {**place, "round": branch["round"], "branch": branch["name"], "step": entry["step"],
-                     "loss": entry["loss"], "grad_norm": entry["grad_norm"], "tokens": entry["tokens"]}
-                )  # fmt: skip
+            self.branch({**place, "round": branch["round"], "branch": branch["name"]}, branch["identity"])
         for merge in student["merges"]:
-            diagnostics = json.loads(self.path(merge["identity"], "diagnostics.json").read_text())
-            where = {**place, "round": merge["round"]}
-            self.tables["merge_drift"] += [{**where, **row} for row in diagnostics["drift"]]
-            self.tables["merge_agreement"].append({**where, **diagnostics["agreement"]})
+            self.merge({**place, "round": merge["round"]}, merge["identity"])
         self.cost(student)
         self.answers(student)
+
+    def branch(self, where: dict[str, Any], identity: str) -> None:
+        """A branch's steps, and what its manifest counts."""
+        for entry in read_jsonl(self.path(identity, "training.jsonl")):
+            row = {**where, **entry}
+            self.tables["training"].append({name: row.get(name) for name in TABLE_COLUMNS["training"]})
+        manifest = self.manifest(identity)
+        row = {
+            **where, **manifest.counts, "identity": identity, "num_planned_steps": manifest.spec["num_steps"],
+            "num_carried_moments": sum(role.startswith("optimizer/") for role, _ in manifest.parents),
+        }  # fmt: skip
+        self.tables["branches"].append({name: row.get(name) for name in TABLE_COLUMNS["branches"]})
+
+    def merge(self, where: dict[str, Any], identity: str) -> None:
+        """A merge's diagnostics: those that were measured."""
+        found = json.loads(self.path(identity, "diagnostics.json").read_text())
+        self.tables["merge_drift"] += [{**where, **row} for row in found["drift"]]
+        self.tables["merge_agreement"].append({**where, **found["agreement"]})
+        for row in found.get("pairwise_cosine", ()):
+            # A merge's order is that of its branches' identities, another one each round.
+            a, b = sorted((row["a"], row["b"]))
+            self.tables["merge_cosine"].append({**where, "a": a, "b": b, "cosine": row["cosine"]})
+        self.tables["merge_rank"] += [{**where, **row} for row in found.get("effective_rank", ())]
+        for line in found.get("barrier", ()):
+            ends = {name: line[name] for name in ("from", "to", "barrier")}
+            last = len(line["losses"]) - 1
+            self.tables["merge_barrier"] += [
+                {**where, **ends, "share": place / last, "loss": loss} for place, loss in enumerate(line["losses"])
+            ]
 
     def graded_rows(self, identity: str) -> Rows:
         if identity not in self.graded:

@@ -19,16 +19,34 @@ from mot_core.errors import StoreError
 from mot_core.files import sha256_of
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.runs import SUMMARY, read_index
-from tasks.tracking_records import Input, PlannedRun, StudentModel, flatten, metric_name, short_text
+from tasks.tracking_records import (
+    MACHINE_METRICS,
+    Input,
+    PlannedRun,
+    StudentModel,
+    flatten,
+    metric_name,
+    short_text,
+)  # fmt: skip
 
 Row = dict[str, str]
+Point = tuple[str, float, int]  # name, value, step
 SCORES = ("avg_at_k", "pass_at_k", "maj_at_k")
 TEST_MEASURES = ("mean_completion_tokens", "truncated_share", "unparseable_share", "failed_share")
 AGREEMENT = ("mean_cosine", "min_cosine", "sign_agreement", "energy_kept")
 TEACHER_MEASURES = ("num_requests", "num_failed", "completion_tokens", "cost", "correct", "judge_disagreement")
-CURVES = ("loss", "grad_norm", "tokens")
-# What differs between two invocations with equal results: states and seconds of steps.
-INVOCATION_TABLES = ("steps.csv",)
+CURVES = ("loss", "held_out_loss", "grad_norm", "tokens")
+BRANCH_MEASURES = (
+    "num_examples", "num_dropped_long", "num_cut_long", "num_held_out", "num_planned_steps", "num_steps", "best_step",
+    "num_parameters", "num_trained_parameters", "num_carried_moments", "input_tokens", "completion_tokens",
+    *MACHINE_METRICS,
+)  # fmt: skip
+TABLES = (
+    "scores", "teachers", "cost", "training", "branches", "merge_drift", "merge_agreement", "merge_cosine", "merge_rank",
+    "merge_barrier",
+)  # fmt: skip
+# What differs between two invocations with equal results: states and seconds of steps, speed and memory of branches.
+INVOCATION_TABLES = ("steps.csv", "branches.csv")
 
 
 def plan_run(store: Store, run_dir: Path) -> list[PlannedRun]:
@@ -62,13 +80,16 @@ class _Planner:
             )
             if value
         }  # fmt: skip
-        self.tables = {name: self.table(name) for name in ("scores", "teachers", "cost", "training", "merge_agreement")}
+        if not (run_dir / "tables").is_dir():
+            raise StoreError(f"run {run_dir.name} has no tables/: no report was written; run it again")
+        self.tables = {name: self.table(name) for name in TABLES}
         self.corpora: set[Input] = set()
 
     def table(self, name: str) -> list[Row]:
+        """A table's rows; none of one that the run's version of this program did not write."""
         path = self.run_dir / "tables" / f"{name}.csv"
         if not path.is_file():
-            raise StoreError(f"run {self.run_dir.name} has no tables/{name}.csv: no report was written; run it again")
+            return []
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
@@ -106,7 +127,7 @@ class _Planner:
             self.started, self.started,
         )  # fmt: skip
 
-    def headlines(self) -> Iterator[tuple[str, float, int]]:
+    def headlines(self) -> Iterator[Point]:
         """Means over seeds on the test split, as in summary.json, and what the teachers were asked."""
         for budget, methods in self.summary["budgets"].items():
             for method, facts in methods.items():
@@ -159,36 +180,55 @@ class _Planner:
     def round(self, place: dict[str, Any], merge: dict[str, Any]) -> PlannedRun:
         where = {**place, "round": merge["round"]}
         manifest = self.manifest(merge["identity"])
-        agreement = [
-            (metric_name("merge", name), value, merge["round"])
-            for row in self.rows("merge_agreement", **where)
-            for name in AGREEMENT
-            if (value := _number(row[name])) is not None
-        ]
         scores = _unique(point for row in self.rows("scores", **where) for point in _score_points(row))
         return PlannedRun(
             self.key(**where), self.key(**place), f"round {merge['round']} merge",
             self.tags("round", merge["identity"], **where), self.notes,
-            dict(flatten(manifest.spec)) if manifest else {}, (*agreement, *scores), (),
+            dict(flatten(manifest.spec)) if manifest else {}, (*_unique(self.merge_points(where)), *scores), (),
             self.student_model(where, merge["identity"], manifest), (), {},
             manifest.started if manifest else self.started, manifest.ended if manifest else self.started,
         )  # fmt: skip
+
+    def merge_points(self, where: dict[str, Any]) -> Iterator[Point]:
+        """A merge's diagnostics, each at the step that is its round: `merge/drift/mlp/ann`, `merge/max_barrier` …"""
+        step = where["round"]
+        for row in self.rows("merge_agreement", **where):
+            for name, value, _ in _points(row, AGREEMENT, step):
+                yield metric_name("merge", name), value, step
+        for row in self.rows("merge_cosine", **where):
+            yield metric_name("merge", "cosine", f"{row['a']} {row['b']}"), float(row["cosine"]), step
+        for group, branch, drift, relative in _drifts(self.rows("merge_drift", **where)):
+            yield metric_name("merge", "drift", group, branch), drift, step
+            if relative is not None:
+                yield metric_name("merge", "relative_drift", group, branch), relative, step
+        ranks: dict[tuple[str, str], list[float]] = {}
+        for row in self.rows("merge_rank", **where):
+            for group in ("all", row["kind"]):
+                ranks.setdefault((group, row["branch"]), []).append(float(row["effective_rank"]))
+        for (group, branch), found in ranks.items():
+            yield metric_name("merge", "effective_rank", group, branch), sum(found) / len(found), step
+        barriers: dict[str, float] = {}
+        for row in self.rows("merge_barrier", **where):
+            barriers[f"{row['from']} to {row['to']}"] = float(row["barrier"])
+            if float(row["share"]) in (0.0, 1.0):
+                end = row["to"] if float(row["share"]) else row["from"]
+                yield metric_name("merge", "loss", end), float(row["loss"]), step
+        for line, barrier in barriers.items():
+            yield metric_name("merge", "barrier", line), barrier, step
+        if barriers:
+            yield metric_name("merge", "max_barrier"), max(barriers.values()), step
 
     def branch(self, place: dict[str, Any], branch: dict[str, Any]) -> PlannedRun:
         manifest = self.manifest(branch["identity"])
         name = branch["name"]
         teacher = name if name in {teacher["name"] for teacher in self.spec["teachers"]} else None
         where = {**place, "round": branch["round"], "branch": name}
-        curves = [
-            (curve, value, int(row["step"]))
-            for row in self.rows("training", **where)
-            for curve in CURVES
-            if (value := _number(row[curve])) is not None
-        ]
+        curves = [point for row in self.rows("training", **where) for point in _points(row, CURVES, int(row["step"]))]
+        counts = [point for row in self.rows("branches", **where) for point in _points(row, BRANCH_MEASURES, 0)]
         return PlannedRun(
             self.key(**where), self.key(**place), f"round {branch['round']} {name}" if branch["round"] else name,
             self.tags("branch", branch["identity"], teacher=teacher, **where), self.notes,
-            dict(flatten(manifest.spec)) if manifest else {}, tuple(curves), tuple(sorted(self.corpora_of(manifest))),
+            dict(flatten(manifest.spec)) if manifest else {}, (*curves, *counts), tuple(sorted(self.corpora_of(manifest))),
             None, (), {}, manifest.started if manifest else self.started, manifest.ended if manifest else self.started,
         )  # fmt: skip
 
@@ -239,7 +279,7 @@ class _Planner:
         return "unknown"
 
 
-def _score_points(row: Row) -> Iterator[tuple[str, float, int]]:
+def _score_points(row: Row) -> Iterator[Point]:
     """A score row's metrics by round: `dev/sums/avg_at_1`, and for the final student `test/sums/avg_at_4`."""
     k = int(float(row["k"]))
     names = {score: score.replace("_k", f"_{k}") for score in (SCORES if k > 1 else SCORES[:1])}
@@ -251,7 +291,28 @@ def _score_points(row: Row) -> Iterator[tuple[str, float, int]]:
             yield metric_name(row["split"], row["benchmark"], name), value, int(row["round"])
 
 
-def _unique(points: Iterable[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
+def _points(row: Row, names: Iterable[str], step: int) -> Iterator[Point]:
+    """A row's numbers under their columns' names; not those that it lacks."""
+    for name in names:
+        value = _number(row.get(name, ""))
+        if value is not None:
+            yield name, value, step
+
+
+def _drifts(rows: list[Row]) -> Iterator[tuple[str, str, float, float | None]]:
+    """`(group, branch, norm, norm over the start's)` of all tensors, of each kind, and of each layer."""
+    import pandas as pd
+
+    from mot_core.report.figures.merging import drift_totals
+
+    if rows:
+        frame = pd.DataFrame(rows).assign(all="all")
+        for by in ("all", "kind", "layer"):
+            for group, branch, drift, relative in drift_totals(frame, [by, "branch"]).itertuples(index=False):
+                yield group, branch, float(drift), None if math.isnan(relative) else float(relative)
+
+
+def _unique(points: Iterable[Point]) -> list[Point]:
     """One point a name and step: a student that ends at a round's boundary is listed once."""
     return list({(name, step): (name, value, step) for name, value, step in points}.values())
 

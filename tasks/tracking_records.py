@@ -1,7 +1,7 @@
 """The records that a tracking plan is made of, and the names and values that every MLflow store takes.
 
 Invariant: a planned run's `content` covers what the experiment's results are and nothing of the invocation (clock,
-path, commit, reused or run), so that the same spec run again has equal content.
+machine, path, commit, reused or run), so that the same spec run again has equal content.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 from mot_core.identity import canonical_json, fingerprint
 
-PLAN_VERSION = 1  # raised when the same run is to be logged otherwise: what was logged is then replaced
+PLAN_VERSION = 2  # raised when the same run is to be logged otherwise: what was logged is then replaced
 MAX_PARAM_CHARACTERS = 5_900  # MLflow refuses 6,001
 MAX_NAME_CHARACTERS = 200  # MLflow's stores agree on 250
+# Metrics of the machine that a branch was trained on: logged, and outside of `content`.
+MACHINE_METRICS = ("tokens_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +63,9 @@ class PlannedRun:
         return fingerprint(
             {
                 "version": PLAN_VERSION, "key": self.key, "name": self.name, "tags": self.tags, "params": self.params,
-                "metrics": [[name, repr(value), step] for name, value, step in self.metrics],
+                "metrics": [
+                    [name, repr(value), step] for name, value, step in self.metrics if name not in MACHINE_METRICS
+                ],
                 "inputs": [[one.context, one.name, one.digest] for one in self.inputs],
                 "student": {"name": self.student.name, **self.student.tags} if self.student else None,
                 "tables": self.table_hashes,

@@ -13,7 +13,7 @@ from typing import Any
 from mot_core.report.blocks import FigureBlock, Section
 from mot_core.report.figures.drawing import style
 from mot_core.report.measures import Measures
-from mot_core.report.sections import making, outcome, record
+from mot_core.report.sections import making, merging, outcome, record, training
 from mot_core.report.tables import headline_frame, write_tables
 from mot_core.report.text import visible
 from mot_core.results import Results
@@ -40,8 +40,8 @@ def _sections(measures: Measures, headline: Any) -> list[Section]:
         making.coverage_section(measures),
         outcome.forgetting_section(measures),
         making.lengths_section(measures),
-        making.training_section(measures),
-        making.merge_section(measures),
+        training.training_section(measures),
+        merging.merge_section(measures),
         record.answers_section(measures),
         record.steps_section(measures),
         record.record_section(measures),

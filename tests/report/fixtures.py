@@ -6,6 +6,7 @@ Rounds are scored on dev, chosen students on test, as the spec says; the accurac
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,12 @@ def build_results(shape: Shape | None = None) -> Results:
         ],
         "cost": _cost(shape, rng),
         "training": _training(shape, rng),
+        "branches": _branch_counts(shape),
         "merge_drift": _both_budgets(shape, _merge_drift(shape, rng)),
         "merge_agreement": _both_budgets(shape, _merge_agreement(shape, rng)),
+        "merge_cosine": _both_budgets(shape, _merge_cosine(shape)),
+        "merge_rank": _both_budgets(shape, _merge_rank(shape)),
+        "merge_barrier": _both_budgets(shape, _merge_barrier(shape)),
         "answers": _answers(shape),
         "steps": _steps(shape),
     }
@@ -324,7 +329,69 @@ def _training(shape: Shape, rng: np.random.Generator) -> list[tuple[Any, ...]]:
                         )
                         loss = 0.35 + 0.06 * offset + 1.4 * np.exp(-step / (0.3 * shape.rounds * shape.steps_per_round))
                         loss += rng.normal(0, 0.03) + (0.12 / in_round if method == "mot" and round_index > 1 else 0.0)
-                        rows.append((budget, method, seed, round_index, branch, in_round, loss, 1.0, 2900))
+                        looked = method == "mot" and in_round % 2 == 0
+                        held_out = loss + 0.1 + 0.02 * round_index if looked else None
+                        rows.append((budget, method, seed, round_index, branch, in_round, loss, held_out, 1.0, 2900))
+    return rows
+
+
+def _branch_counts(shape: Shape) -> list[tuple[Any, ...]]:
+    """MoT stops its first teacher's branches early; the second teacher's corpus lost examples."""
+    rows = []
+    for budget in shape.budgets:
+        for method in shape.methods:
+            for place, branch in enumerate(_branches(shape, method)):
+                for seed in shape.seeds:
+                    for round_index in range(1, shape.rounds + 1):
+                        stops, planned = method == "mot", shape.steps_per_round
+                        taken = planned - 2 if stops and place == 0 else planned
+                        dropped = 3 if branch == shape.teachers[1 % len(shape.teachers)] else 0
+                        identity = f"{hash_text(f'{budget} {method} {branch} {seed} {round_index}'):016x}"
+                        rows.append(
+                            (budget, method, seed, round_index, branch, identity, 57 - dropped, dropped, 0,
+                             6 if stops else None, planned, taken, taken - 1 if stops else None,
+                             0.6 if stops else None, 800_000, 800_000, 0, 2900 * taken, 1500 * taken, 4000.0 + place,
+                             None)
+                        )  # fmt: skip
+    return rows
+
+
+def _merge_cosine(shape: Shape) -> list[tuple[Any, ...]]:
+    return [
+        (budget, "mot", seed, round_index, a, b, 0.3 - 0.02 * round_index)
+        for budget in shape.budgets[:1]
+        for seed in shape.seeds
+        for round_index in range(1, shape.rounds + 1)
+        for a, b in combinations(shape.teachers, 2)
+    ]
+
+
+def _merge_rank(shape: Shape) -> list[tuple[Any, ...]]:
+    return [
+        (budget, "mot", seed, round_index, branch, f"layer {layer}", kind, f"model.layers.{layer}.{kind}.weight",
+         20.0 + 3 * offset + layer - 0.5 * round_index + 10 * (branch == "merged"), 64)
+        for budget in shape.budgets[:1]
+        for seed in shape.seeds
+        for round_index in range(1, shape.rounds + 1)
+        for offset, branch in enumerate([*shape.teachers, "merged"])
+        for layer, kind in ((0, "attention"), (1, "mlp"), (3, "attention"), (5, "mlp"))
+    ]  # fmt: skip
+
+
+def _merge_barrier(shape: Shape) -> list[tuple[Any, ...]]:
+    rows = []
+    for budget in shape.budgets[:1]:
+        for seed in shape.seeds:
+            for round_index in range(1, shape.rounds + 1):
+                level = {"start": 1.2 / round_index, "merged": 0.55 / round_index}
+                level |= {name: (0.5 + 0.04 * place) / round_index for place, name in enumerate(shape.teachers)}
+                lines = [*(("start", name) for name in shape.teachers), *((name, "merged") for name in shape.teachers)]
+                for start, end in [*lines, ("start", "merged")]:
+                    barrier = 0.12 / round_index if end == "merged" and start != "start" else 0.0
+                    for place in range(5):
+                        share = place / 4
+                        loss = (1 - share) * level[start] + share * level[end] + 4 * barrier * share * (1 - share)
+                        rows.append((budget, "mot", seed, round_index, start, end, share, loss, barrier))
     return rows
 
 

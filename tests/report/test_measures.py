@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mot_core.evaluation.statistics import bootstrap_ci
+from mot_core.report.figures.barrier import barrier_lines
 from mot_core.report.figures.corpus import coverage_table, solved_counts
 from mot_core.report.figures.merging import drift_totals, layer_order
-from mot_core.report.figures.training import losses_along_path
+from mot_core.report.figures.rank import mean_ranks
+from mot_core.report.figures.training import _drawn_points, losses_along_path
 from mot_core.report.measures import Measures
 from mot_core.report.palette import Palette
 from mot_core.report.text import clipped, drawable, latex, visible
@@ -77,6 +80,53 @@ def test_drift_adds_in_squares() -> None:
     assert totals["relative_drift"].tolist() == pytest.approx([5.0 / 200**0.5])
 
 
+def test_drift_of_what_did_not_move_is_zero_and_of_an_unknown_start_absent() -> None:
+    rows = [
+        ("matched_path", "mot", 0, 1, "a", "layer 0", "mlp", 3.0, 0.3),
+        ("matched_path", "mot", 0, 1, "a", "layer 0", "norm", 0.0, 0.0),
+        ("matched_path", "mot", 0, 1, "a", "outside layers", "embedding", 0.0, 0.0),
+        ("matched_path", "mot", 0, 1, "a", "layer 1", "norm", 0.5, None),
+    ]
+    totals = drift_totals(pd.DataFrame(rows, columns=list(TABLE_COLUMNS["merge_drift"])), ["layer"])
+    assert totals["layer"].tolist() == ["layer 0", "outside layers", "layer 1"]
+    assert totals["relative_drift"].tolist() == pytest.approx([0.3, 0.0, float("nan")], nan_ok=True)
+
+
+def test_barriers_and_ranks_are_means_over_seeds() -> None:
+    points = [
+        ("matched_path", "mot", seed, 1, "start", "a", share, loss, barrier)
+        for seed, barrier, losses in ((0, 0.5, (1.0, 1.5, 1.0)), (1, 0.0, (3.0, 1.5, 2.0)))
+        for share, loss in zip((0.0, 0.5, 1.0), losses, strict=True)
+    ]
+    lines = barrier_lines(pd.DataFrame(points, columns=list(TABLE_COLUMNS["merge_barrier"])))
+    assert lines["share"].tolist() == [0.0, 0.5, 1.0]
+    assert lines["loss"].tolist() == [2.0, 1.5, 1.5] and set(lines["barrier"]) == {0.25}
+    ranks = [
+        ("matched_path", "mot", 0, 1, "a", "layer 0", "mlp", key, rank, 8) for key, rank in (("up", 2.0), ("down", 4.0))
+    ]
+    frame = pd.DataFrame(ranks, columns=list(TABLE_COLUMNS["merge_rank"]))
+    assert mean_ranks(frame, ["layer", "kind"]).to_numpy().tolist() == [["layer 0", "mlp", 3.0]]
+
+
+def test_held_out_losses_stand_at_the_steps_that_looked() -> None:
+    rows = [
+        ("matched_path", "mot", seed, 1, "a", step, 1.0, 2.0 + seed if step == 2 else None, 1.0, 9)
+        for seed in (0, 1)
+        for step in (1, 2, 3)
+    ]
+    losses = losses_along_path(Measures(_with("training", rows)))
+    assert losses["held_out_loss"].tolist() == pytest.approx([float("nan"), 2.5, float("nan")], nan_ok=True)
+
+
+def test_a_curve_has_a_gap_where_steps_are_missing_and_means_where_there_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = np.array([1.0, 2.0, 5.0, 6.0])
+    assert _drawn_points(x, 10 * x)[1].tolist() == pytest.approx([10, 20, float("nan"), 50, 60], nan_ok=True)
+    monkeypatch.setattr("mot_core.report.figures.training.MAX_POINTS", 2)
+    assert _drawn_points(x, 10 * x)[1].tolist() == pytest.approx([15, float("nan"), 55], nan_ok=True)
+
+
 def test_layers_stand_in_the_order_of_the_network() -> None:
     assert layer_order(["layer 10", "outside layers", "layer 2", "embed", "layer 2"]) == [
         "embed", "layer 2", "layer 10", "outside layers",
@@ -85,7 +135,9 @@ def test_layers_stand_in_the_order_of_the_network() -> None:
 
 @pytest.mark.parametrize("steps", [[1, 2, 1, 2], [1, 2, 3, 4]])
 def test_steps_are_counted_through_the_rounds(steps: list[int]) -> None:
-    rows = [("matched_path", "mot", 0, 1 + i // 2, "a", step, 1.0 - i / 10, 1.0, 9) for i, step in enumerate(steps)]
+    rows = [
+        ("matched_path", "mot", 0, 1 + i // 2, "a", step, 1.0 - i / 10, None, 1.0, 9) for i, step in enumerate(steps)
+    ]
     losses = losses_along_path(Measures(_with("training", rows)))
     assert losses["path_step"].tolist() == [1, 2, 3, 4]
     assert losses["loss"].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7])

@@ -78,6 +78,8 @@ def test_files_beside_the_page(results: Results, page: Path) -> None:
         "accuracy_by_round_matched_path.svg",
         "teacher_coverage.png",
         "merge_agreement_matched_path.svg",
+        "merge_rank_matched_path.svg",
+        "merge_barrier_matched_path.svg",
     } <= figures
     assert {Path(name).stem for name in figures if name.endswith("svg")} == {
         Path(name).stem for name in figures if name.endswith("png")
@@ -118,8 +120,8 @@ def test_any_one_table_may_be_empty(
     results: Results, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is tested here is the logic around the figures; drawing each of them 14 times would take a minute.
-    monkeypatch.setattr("mot_core.report.sections.outcome.rendered", _not_rendered)
-    monkeypatch.setattr("mot_core.report.sections.making.rendered", _not_rendered)
+    for section in ("outcome", "making", "training", "merging"):
+        monkeypatch.setattr(f"mot_core.report.sections.{section}.rendered", _not_rendered)
     monkeypatch.setattr("mot_core.report.measures._FINAL_RESAMPLES", 200)
     monkeypatch.setattr("mot_core.report.measures._POINT_RESAMPLES", 200)
     assert write_report(without(results, name), tmp_path).is_file()

@@ -12,29 +12,21 @@ import subprocess
 import sys
 import time
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.index import index_of
-from flows.run import finish, outline_of
 from mot_core.artifacts import Store
 from mot_core.files import read_jsonl
-from mot_core.prepare import world_of
-from mot_core.runner import ModelCache, RunSettings, run_step
-from mot_core.runs import new_run_dir, read_index, write_index
-from mot_core.spec_files import spec_to_yaml
-from mot_core.steps import RemoteStep
-from mot_core.workers.pool import WorkerPool
+from mot_core.runs import read_index
 from tasks import tracking
-from tasks.invocation import Invocation
 from tasks.tracking import TrackingOutcome, track_pending, track_run, tracking_uri
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import flatten, metric_name, param_value, short_text
 from tests.pico import pico_experiment
+from tests.tasks.runs import computed_run
 
 AWAY = "http://someone:hunter2@127.0.0.1:9"  # the discard port: nobody listens
 
@@ -43,24 +35,7 @@ AWAY = "http://someone:hunter2@127.0.0.1:9"  # the discard port: nobody listens
 def untracked(tmp_path_factory: pytest.TempPathFactory, pico_models: Path) -> Path:
     """The store of one real pico run that met no tracker: every step, in this process, without an orchestrator."""
     root = tmp_path_factory.mktemp("tracking") / "store"
-    spec = pico_experiment(pico_models)
-    world = world_of(spec)
-    store = Store(root).open()
-    outline, steps = outline_of(spec, world)
-    run_dir = new_run_dir(store, spec.name, spec.identity)
-    (run_dir / "spec.yaml").write_text(spec_to_yaml(spec))
-    invocation = Invocation(run_dir.name, store, WorkerPool(store, 1), world)
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")
-        models = ModelCache()
-        for step in steps:
-            run_step(RemoteStep.from_json(step.to_json()), store, RunSettings(), lambda event: None, models)
-        invocation.look_up(steps, [])
-        for step in steps:
-            invocation.obtain([step.identity], lambda step, event: None)
-        write_index(run_dir, index_of(spec, world, outline, steps, invocation))
-        patch.setenv("MLFLOW_TRACKING_URI", AWAY)
-        finish(spec, outline, invocation, run_dir, time.monotonic())
+    computed_run(root, pico_experiment(pico_models), AWAY)
     return root
 
 

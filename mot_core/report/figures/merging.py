@@ -32,16 +32,19 @@ _AGREEMENT = (
 def drift_totals(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Drift over all tensors of each group, relative to the start's norm; then the mean over seeds.
 
-    L2 norms add in squares: √Σ drift², over √Σ (drift / relative_drift)², the norm of the start.
+    L2 norms add in squares: √Σ drift², over √Σ (drift / relative_drift)², the norm of the start. That of a tensor which
+    did not move cannot be told from its row, so it is not among them; where none moved, the drift is 0.
     """
     drift = pd.to_numeric(frame["drift"], errors="coerce").astype(float)
     relative = pd.to_numeric(frame["relative_drift"], errors="coerce").astype(float)
     start = (drift / relative.where(relative > 0)).fillna(0.0)
-    squares = frame.assign(drift_squared=drift**2, start_squared=start**2)
+    squares = frame.assign(drift_squared=drift**2, start_squared=start**2, still=(drift == 0.0) & (relative == 0.0))
     keys = list(dict.fromkeys([*by, "seed"]))
-    sums = squares.groupby(keys, sort=False)[["drift_squared", "start_squared"]].sum().reset_index()
+    grouped = squares.groupby(keys, sort=False)
+    sums = grouped[["drift_squared", "start_squared"]].sum().assign(still=grouped["still"].all()).reset_index()
     sums["drift"] = np.sqrt(sums["drift_squared"])
-    sums["relative_drift"] = np.sqrt(sums["drift_squared"] / sums["start_squared"].where(sums["start_squared"] > 0))
+    ratios = sums["drift_squared"] / sums["start_squared"].where(sums["start_squared"] > 0)
+    sums["relative_drift"] = np.sqrt(ratios.mask(sums["still"], 0.0))
     return sums.groupby(by, sort=False)[["drift", "relative_drift"]].mean().reset_index()
 
 
@@ -58,6 +61,14 @@ def layer_order(layers: Any) -> list[Any]:
     return sorted(found, key=key)
 
 
+def branches_of(names: Any, measures: Measures) -> list[str]:
+    """The branches among `names`: teachers' in their order, others, and the merge last."""
+    found = list(dict.fromkeys(map(str, names)))
+    branches = [branch for branch in measures.palette.teachers if branch in found]
+    branches += [branch for branch in found if branch not in branches and branch != "merged"]
+    return branches + (["merged"] if "merged" in found else [])
+
+
 def merge_drift(measures: Measures, budget: str) -> Figure | None:
     """MoT's branches and merge: relative drift by round, and by layer at the first and last round."""
     frame = measures.results.merge_drift
@@ -65,9 +76,7 @@ def merge_drift(measures: Measures, budget: str) -> Figure | None:
     if frame.empty:
         return None
     frame = frame.assign(round=pd.to_numeric(frame["round"]).astype(int), branch=frame["branch"].astype(str))
-    branches = [b for b in measures.palette.teachers if (frame["branch"] == b).any()]
-    branches += [b for b in frame["branch"].unique() if b not in branches and b != "merged"]
-    branches += ["merged"] if (frame["branch"] == "merged").any() else []
+    branches = branches_of(frame["branch"], measures)
     rounds = sorted(frame["round"].unique())
     shown_rounds = sorted({rounds[0], rounds[-1]})
     figure = new_figure(height=3.4)
@@ -102,10 +111,10 @@ def merge_agreement(measures: Measures, budget: str) -> Figure | None:
             rows = means[means["method"] == method]
             axes.plot(rows["round"], factor * rows[name], **line_style(measures.palette.method(method)))
         axes.set_ylabel(title)
-        _round_axis(axes, means["round"])
+        round_axis(axes, means["round"])
     changes = measures.home_change_by_round
     changes = changes[(changes["budget"] == budget) & changes["method"].isin(methods)]
-    _change_panel(panels[3], changes, methods, measures, means["round"])
+    change_panel(panels[3], changes, methods, measures, means["round"])
     shared_legend(figure, legend_handles(measures.palette, methods))
     return figure
 
@@ -117,7 +126,7 @@ def _drift_by_round(axes: Axes, totals: pd.DataFrame, branches: list[str], measu
         axes.plot(rows["round"], 100 * rows["relative_drift"], label=label(branch), **style)
     axes.set_ylim(bottom=0)
     axes.set_title("All tensors, by round")
-    _round_axis(axes, totals["round"])
+    round_axis(axes, totals["round"])
 
 
 def _drift_by_layer(axes: Axes, rows: pd.DataFrame, branches: list[str], measures: Measures) -> None:
@@ -141,7 +150,8 @@ def _drift_by_layer(axes: Axes, rows: pd.DataFrame, branches: list[str], measure
     axes.set_xlabel("layer")
 
 
-def _change_panel(axes: Axes, changes: pd.DataFrame, methods: list[str], measures: Measures, rounds: Any) -> None:
+def change_panel(axes: Axes, changes: pd.DataFrame, methods: list[str], measures: Measures, rounds: Any) -> None:
+    """The change in home accuracy of each round, by method."""
     axes.axhline(0, color="#888888", linewidth=0.9)
     for index, method in enumerate(methods):
         look, rows = (
@@ -153,10 +163,11 @@ def _change_panel(axes: Axes, changes: pd.DataFrame, methods: list[str], measure
         for position, low, high in zip(x, rows["ci_low"], rows["ci_high"], strict=True):
             whiskers(axes, position, 100 * low, 100 * high, look.colour)
     axes.set_ylabel("change in home accuracy\nthat round (points)")
-    _round_axis(axes, rounds)
+    round_axis(axes, rounds)
 
 
-def _round_axis(axes: Axes, rounds: Any) -> None:
+def round_axis(axes: Axes, rounds: Any) -> None:
+    """The x axis of a panel by round."""
     axes.set_xlabel("round")
     axes.set_xlim(min(rounds) - 0.4, max(rounds) + 0.4)
     whole_number_axis(axes)

@@ -1,4 +1,4 @@
-"""Training loss along the path, by branch."""
+"""Training loss along the path, by branch, and the held-out loss where an early stop looked at it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MAX_COLUMNS = 3
 
 
 def losses_along_path(measures: Measures) -> pd.DataFrame:
-    """Mean loss over seeds at each step, with `path_step` counted through the rounds.
+    """Mean loss and held-out loss over seeds at each step, with `path_step` counted through the rounds.
 
     `panel` gathers the STD students of a budget in one; `line` is the branch.
     """
     frame = measures.results.training.copy()
-    for name in ("round", "step", "loss"):
+    for name in ("round", "step", "loss", "held_out_loss"):
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     frame = frame.dropna(subset=["step", "loss"])
     frame["round"] = frame["round"].fillna(1)
@@ -36,11 +36,11 @@ def losses_along_path(measures: Measures) -> pd.DataFrame:
     frame["line"] = frame["branch"].where(~alone, frame["method"].str.removeprefix("std/"))
     frame["path_step"] = frame["step"] + _steps_before(frame)
     keys = ["budget", "panel", "line", "round", "path_step"]
-    return frame.groupby(keys, sort=True)["loss"].mean().reset_index()
+    return frame.groupby(keys, sort=True)[["loss", "held_out_loss"]].mean().reset_index()
 
 
 def training_loss(measures: Measures, budget: str) -> Figure | None:
-    """One panel a method: a line per branch, a thin vertical line at each merge."""
+    """One panel a method: a line per branch, rings at its held-out losses, a thin vertical line at each merge."""
     if measures.results.training.empty:
         return None
     losses = losses_along_path(measures)
@@ -63,7 +63,10 @@ def training_loss(measures: Measures, budget: str) -> Figure | None:
         axes.tick_params(labelleft=True)
     for axes in grid[:, 0]:
         axes.set_ylabel("loss (nats a completion token)")
-    shared_legend(figure, list(drawn.values()))
+    handles = list(drawn.values())
+    if losses["held_out_loss"].notna().any():
+        handles.append(_ring("#444444"))
+    shared_legend(figure, handles)
     return figure
 
 
@@ -87,18 +90,38 @@ def _loss_panel(axes: Axes, rows: pd.DataFrame, measures: Measures, drawn: dict[
         of_line = rows[rows["line"] == line].sort_values("path_step", kind="stable")
         is_teacher = line in measures.palette.teachers
         colour = measures.palette.teacher(line).colour if is_teacher else f"{0.25 + 0.5 * index / len(present):.3f}"
-        x, y = _thinned(of_line["path_step"].to_numpy(dtype=float), of_line["loss"].to_numpy(dtype=float))
+        x, y = _drawn_points(of_line["path_step"].to_numpy(dtype=float), of_line["loss"].to_numpy(dtype=float))
         (drawn_line,) = axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.9, label=label(line))
         drawn.setdefault(line, drawn_line)
-    ends = rows.groupby("round")["path_step"].max().sort_values().iloc[:-1]
-    for end in ends:
-        axes.axvline(end + 0.5, color="#BBBBBB", linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.5)
+        looks = of_line.dropna(subset=["held_out_loss"])
+        for _, of_round in looks.groupby("round"):
+            ring = _ring(colour)
+            ring.set_data(of_round["path_step"], of_round["held_out_loss"])
+            axes.add_line(ring)
+    axes.autoscale_view()
+    # A round's first step, not the last of the one before: its branches may all have ended early.
+    starts = rows.groupby("round")["path_step"].min().sort_values().iloc[1:]
+    for start in starts:
+        axes.axvline(start - 0.5, color="#BBBBBB", linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.5)
 
 
-def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
-    bins = -(-len(x) // MAX_POINTS)
-    if bins <= 1:
-        return x, y
-    starts = np.arange(0, len(x), bins)
-    counts = np.diff(np.append(starts, len(x)))
-    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+def _ring(colour: str) -> Any:
+    """The held-out losses of one branch, or their entry in the legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], color=colour, marker="o", markerfacecolor="white", markeredgecolor=colour, markersize=4.5, linewidth=0.8,
+        linestyle=(0, (3, 2)), label="held-out loss",
+    )  # fmt: skip
+
+
+def _drawn_points(x: Any, y: Any) -> tuple[Any, Any]:
+    """At most about `MAX_POINTS` means of consecutive steps; a gap where steps are missing, as after an early stop."""
+    size = -(-len(x) // MAX_POINTS)
+    parts = []
+    for part in np.split(np.stack([x, y]), np.flatnonzero(np.diff(x) > 1) + 1, axis=1):
+        starts = np.arange(0, part.shape[1], size)
+        counts = np.diff(np.append(starts, part.shape[1]))
+        parts += [np.add.reduceat(part, starts, axis=1) / counts, np.full((2, 1), np.nan)]
+    joined = np.concatenate(parts[:-1], axis=1)
+    return joined[0], joined[1]

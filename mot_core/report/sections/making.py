@@ -1,4 +1,4 @@
-"""How the students were made: coverage and corpora, rationale lengths, training loss, merges."""
+"""What the students were made from: coverage and corpora, rationale lengths."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from mot_core.corpus.filters import ORDER
 from mot_core.report.blocks import Cell, FigureBlock, Section, missing, simple_table
 from mot_core.report.figures.corpus import coverage_table, rationale_lengths, solved_counts, teacher_coverage
 from mot_core.report.figures.drawing import rendered
-from mot_core.report.figures.merging import merge_agreement, merge_drift
-from mot_core.report.figures.training import MAX_POINTS, training_loss
 from mot_core.report.measures import Measures
-from mot_core.report.palette import budget_name
-from mot_core.report.sections.outcome import slug
-from mot_core.report.text import visible
-from mot_core.report.wording import INTERVAL, percent
+from mot_core.report.wording import percent
 
 
 def coverage_section(measures: Measures) -> Section:
@@ -108,86 +103,6 @@ def lengths_section(measures: Measures) -> Section:
     )
 
 
-def training_section(measures: Measures) -> Section:
-    """Training loss by round and branch."""
-    blocks: list[Any] = []
-    for budget in measures.budgets:
-        figure = training_loss(measures, budget)
-        if figure is None:
-            continue
-        frame = measures.results.training
-        seeds = frame.loc[frame["budget"] == budget, "seed"].nunique()
-        caption = (
-            f"Loss on completion tokens, {visible(budget_name(budget))}, mean over {seeds} training "
-            f"seed{'s' if seeds != 1 else ''}, by branch; dashed vertical lines are round boundaries (merges, where "
-            f"the method merges). Raw steps, or means of consecutive steps where a path has more than {MAX_POINTS}; "
-            "no interval is drawn. Losses of different corpora are not comparable with each other."
-        )
-        name = f"training_loss_{slug(budget)}"
-        blocks.append(FigureBlock(rendered(name, figure), "Training loss by branch, one panel a method.", caption))
-    return Section(
-        "training",
-        "Training loss",
-        "Training",
-        blocks or [missing("no branch was trained (table 'training')")],
-    )
-
-
-def merge_section(measures: Measures) -> Section:
-    """Drift of branches and merges, and agreement beside the change in accuracy."""
-    blocks: list[Any] = []
-    for budget, others in _distinct_merges(measures):
-        name = visible(" and ".join(budget_name(each) for each in [budget, *others]))
-        name += " (the same merges)" if others else ""
-        drift, agreement = merge_drift(measures, budget), merge_agreement(measures, budget)
-        if drift is not None:
-            caption = (
-                f"MoT, {name}: L2 norm of the update from the round's start, relative to the start's norm, of each "
-                "branch and of the merge (mean over seeds; no interval). A mean moves less than its branches where "
-                "their updates disagree."
-            )
-            blocks.append(
-                FigureBlock(rendered(f"merge_drift_{slug(budget)}", drift), "Drift by round and by layer.", caption)
-            )
-        if agreement is not None:
-            caption = (
-                f"Methods that merge, {name}: mean pairwise cosine of the branches' updates, share of coordinates "
-                "on which all branches' updates share a sign, share of the mean update energy kept by the merge "
-                "(means over seeds), and the change in home accuracy in the same round on "
-                f"{_followed_split(measures)} (bars: {INTERVAL}, paired)."
-            )
-            blocks.append(
-                FigureBlock(
-                    rendered(f"merge_agreement_{slug(budget)}", agreement),
-                    "Agreement of branches by round.",
-                    caption,
-                )
-            )
-    reason = "no merge was measured (tables 'merge_drift' and 'merge_agreement')"
-    return Section("merge", "Merges", "Merges", blocks or [missing(reason)])
-
-
-def _distinct_merges(measures: Measures) -> list[tuple[str, list[str]]]:
-    """Each budget with merges of its own, and the later budgets that hold the very same: merging students are
-    not lengthened under matched compute, so there they are one set of students under two names."""
-    found: list[tuple[str, list[str], list[pd.DataFrame]]] = []
-    changes = measures.home_change_by_round
-    agreement = measures.results.merge_agreement
-    changes = changes[changes["method"].isin(agreement["method"].unique())]
-    for budget in measures.budgets:
-        frames = [
-            frame[frame["budget"] == budget].drop(columns="budget").reset_index(drop=True)
-            for frame in (measures.results.merge_drift, agreement, changes)
-        ]
-        for _, others, earlier in found:
-            if all(mine.equals(theirs) for mine, theirs in zip(frames, earlier, strict=True)):
-                others.append(budget)
-                break
-        else:
-            found.append((budget, [], frames))
-    return [(budget, others) for budget, others, _ in found]
-
-
 def _rejections_table(measures: Measures) -> Any:
     """Rationales that are in no corpus, teachers by filters in order; problems, which have no teacher, in the last row."""
     counts = measures.results.rejections.pivot_table(
@@ -226,8 +141,3 @@ def _teacher_totals(table: pd.DataFrame) -> Any:
         "rationales correct (%)",
     ]
     return simple_table("Totals by teacher.", columns, rows, "teacher-table")
-
-
-def _followed_split(measures: Measures) -> str:
-    home = measures.curves[measures.curves["role"] == "home"]
-    return " and ".join(sorted(set(home["split"]))) or "no split"
