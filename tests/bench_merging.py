@@ -1,11 +1,12 @@
 """What merging costs, beside plain copies and mergekit: `python -m tests.bench_merging`. Not a test.
 
     copies       reading K inputs and writing one output, in this process
-    in process   `merge_models`, each rule once; mean also with a start, and so with its diagnostics
-    command      `mot merge`, started to ended, beside `mergekit-yaml` on the same YAML; peaks of anonymous memory
+    in process   `merge_models`, each rule; the mean without a start, and so without diagnostics, and with both
+    command      `mot merge`, started to ended, before and after `mergekit-yaml` on the same YAML; peaks of anonymous memory
 
 Four branches and a start of a Qwen3-0.6B's shapes in bf16, random, 1.2 GB each, are made in a temporary directory (7.2 GB
 in all, removed at the end). mergekit's interpreter is named by MOT_MERGEKIT_PYTHON; without it its column says so.
+Wall seconds depend on what else runs: the load average stands beside them, and processor seconds (own and the kernel's).
 
 Invariant: every figure is of this one run, files in the page cache, nothing synced.
 """
@@ -16,14 +17,18 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -34,6 +39,7 @@ from tests.processes import status_bytes
 MERGEKIT = os.environ.get("MOT_MERGEKIT_PYTHON")
 BRANCHES = ("ann", "bob", "eve", "joe")
 IN_PROCESS_GOAL, COMMAND_GOAL = 2.0, 3.0
+REPEATS = 5
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 28, 1024, 3072, 16, 8, 128, 151_936
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": INNER,
@@ -48,12 +54,22 @@ RULES: dict[str, dict[str, Any]] = {
 MERGEKIT_METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Of one call or process: wall and processor seconds, the load average at its end, the peak of its memory."""
+
+    wall: float
+    cpu: float
+    load: float
+    peak: int = 0
+
+
 def main() -> None:
     options = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="mot-bench-merging-", dir=options.directory) as directory:
         root = Path(directory)
         make_models(root)
-        tables = [in_process_table(root), command_table(root, options.methods)]
+        tables = [in_process_table(root, options.rules), command_table(root, options.methods)]
     text = "\n\n".join([*tables, machine()])
     print("\n" + text)
     if options.markdown is not None:
@@ -63,6 +79,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench_merging", description="Measure merging.")
     parser.add_argument("--directory", type=Path, help="where 8 GB may be used for a while; absent: the system's own")
+    parser.add_argument("--rules", nargs="*", default=list(RULES), help="of ours, to measure in process")
     parser.add_argument("--methods", nargs="*", default=MERGEKIT_METHODS, help="of mergekit, to compare on")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here as well")
     return parser.parse_args()
@@ -108,45 +125,58 @@ def make_models(root: Path) -> None:
         (root / name / "config.json").write_text(json.dumps(CONFIG))
 
 
-def in_process_table(root: Path) -> str:
+def in_process_table(root: Path, rules: list[str]) -> str:
+    """Merges and copies alternate; medians, and the least of the ratios of neighbours, which other work disturbed least."""
     from mot_core.merging.plan import inspect
     from mot_core.merging.stage import MergeSettings, merge_models
 
     threads = len(os.sched_getaffinity(0))
 
-    def merged(rule: str, *, with_start: bool) -> float:
+    def merged(rule: str, with_start: bool) -> None:
         start = inspect("start", root / "start") if with_start else None
         branches = [inspect(name, root / name) for name in BRANCHES]
         with scratch(root) as out:
-            began = time.perf_counter()
             settings = MergeSettings(RULES[rule], strict=False, threads=threads)
             merge_models(start, branches, [1 / len(BRANCHES)] * len(BRANCHES), rule, out, settings=settings)
-            return time.perf_counter() - began
 
     copies(root)  # into the page cache
-    lines = ["| in process | seconds | copies just before, s | times the copies' |", "| --- | --- | --- | --- |"]
-    for rule in RULES:
+    lines = [
+        "| in process | wall, s | CPU, s | copies, wall, s | CPU, s | times the copies', median (least) | load |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for rule in rules:
         for with_start in (False, True) if rule == "mean" else (True,):
-            copied = copies(root)
-            seconds = merged(rule, with_start=with_start)
-            what = f"{rule}{'' if with_start else ', without a start'}"
-            verdict = f" ({'met' if seconds <= IN_PROCESS_GOAL * copied else 'missed'})" if rule == "mean" else ""
-            lines.append(f"| {what} | {seconds:.2f} | {copied:.2f} | {seconds / copied:.1f}{verdict} |")
+            pairs = [(costs(partial(copies, root)), costs(partial(merged, rule, with_start))) for _ in range(REPEATS)]
+            ratios = [merge.wall / copy.wall for copy, merge in pairs]
+            what = f"{rule}{'' if with_start else ', no start, no diagnostics'}"
+            verdict = f", {'met' if median(ratios) <= IN_PROCESS_GOAL else 'missed'}" if rule == "mean" else ""
+            figures = [
+                median(values)
+                for one in (1, 0)
+                for values in zip(*((p[one].wall, p[one].cpu) for p in pairs), strict=True)
+            ]
+            cells = " | ".join(f"{figure:.2f}" for figure in figures)
+            load = f"{pairs[0][0].load:.1f} to {pairs[-1][1].load:.1f}"
+            lines.append(f"| {what} | {cells} | {median(ratios):.1f} ({min(ratios):.1f}){verdict} | {load} |")
             print(lines[-1], flush=True)
     return "\n".join(lines)
 
 
-def copies(root: Path) -> float:
+def costs(call: Callable[[], None]) -> Cost:
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu, os.getloadavg()[0])
+
+
+def copies(root: Path) -> None:
     """Read each branch once, write one of them: what no merge can do without."""
     buffer = bytearray(1 << 22)
     with scratch(root) as out:
-        began = time.perf_counter()
         for name in BRANCHES:
             with (root / name / "model.safetensors").open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
         shutil.copyfile(root / BRANCHES[0] / "model.safetensors", out / "model.safetensors")
-        return time.perf_counter() - began
 
 
 @contextlib.contextmanager
@@ -160,26 +190,34 @@ def scratch(root: Path) -> Iterator[Path]:
 
 
 def command_table(root: Path, methods: list[str]) -> str:
+    """Ours before and after mergekit; the mean of both."""
     lines = [
-        "| whole command | `mot merge`, s | peak, MB | mergekit, s | peak, MB | times faster |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| whole command | `mot merge`, wall, s | CPU, s | peak, MB | mergekit, wall, s | CPU, s | peak, MB | times faster "
+        "| CPU | load |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method in methods:
         config = root / f"{method}.yaml"
         config.write_text(yaml.safe_dump(mergekit_document(root, method)))
-        ours = timed([sys.executable, "-m", "flows", "merge", str(config), str(root / "ours")], root / "ours")
-        if MERGEKIT is None:
-            lines.append(f"| {method} | {ours[0]:.1f} | {ours[1] / 1e6:.0f} | MOT_MERGEKIT_PYTHON is not set | | |")
-            continue
-        theirs = timed(
-            [MERGEKIT, "-m", "mergekit.scripts.run_yaml", str(config), str(root / "theirs")], root / "theirs"
+        command = [sys.executable, "-m", "flows", "merge", str(config), str(root / "ours")]
+        before = timed(command, root / "ours")
+        theirs = [MERGEKIT, "-m", "mergekit.scripts.run_yaml", str(config), str(root / "theirs")] if MERGEKIT else None
+        other = timed(theirs, root / "theirs") if theirs is not None else None
+        after = timed(command, root / "ours")
+        wall, cpu = (before.wall + after.wall) / 2, (before.cpu + after.cpu) / 2
+        cells = (
+            f"| {method} | {before.wall:.1f}, {after.wall:.1f} | {cpu:.1f} | {max(before.peak, after.peak) / 1e6:.0f} "
         )
-        times = theirs[0] / ours[0]
-        goal = COMMAND_GOAL if method == "linear" else 1.0
-        lines.append(
-            f"| {method} | {ours[0]:.1f} | {ours[1] / 1e6:.0f} | {theirs[0]:.1f} | {theirs[1] / 1e6:.0f} | "
-            f"{times:.1f} ({'met' if times >= goal else 'missed'}) |"
-        )
+        load = f"{before.load:.1f} to {after.load:.1f}"
+        if other is None:
+            lines.append(f"{cells}| MOT_MERGEKIT_PYTHON is not set | | | | | {load} |")
+        else:
+            times = other.wall / wall
+            verdict = "met" if times >= (COMMAND_GOAL if method == "linear" else 1.0) else "missed"
+            lines.append(
+                f"{cells}| {other.wall:.1f} | {other.cpu:.1f} | {other.peak / 1e6:.0f} | {times:.1f} ({verdict}) | "
+                f"{other.cpu / cpu:.1f} | {load} |"
+            )
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
@@ -200,10 +238,10 @@ def mergekit_document(root: Path, method: str) -> dict[str, Any]:
     return {"merge_method": method, **base, "models": models, "dtype": "bfloat16"}
 
 
-def timed(command: list[str], out: Path) -> tuple[float, int]:
-    """Wall time of a process, and the peak of its anonymous memory (mapped files apart)."""
+def timed(command: list[str], out: Path) -> Cost:
+    """A process from start to end; its peak is of anonymous memory (mapped files apart)."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    began = time.perf_counter()
+    began, used = time.perf_counter(), children_cpu()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     peak = 0
 
@@ -222,7 +260,13 @@ def timed(command: list[str], out: Path) -> tuple[float, int]:
     shutil.rmtree(out, ignore_errors=True)
     if process.returncode != 0:
         raise SystemExit(f"{command[:3]} failed:\n{errors[-3000:]}")
-    return seconds, peak
+    return Cost(seconds, children_cpu() - used, os.getloadavg()[0], peak)
+
+
+def children_cpu() -> float:
+    """Processor seconds of the children that have been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def machine() -> str:

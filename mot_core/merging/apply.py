@@ -189,11 +189,13 @@ class Merger:
             block.survey = survey
             self._compare_tied(task, offset, count)
             before = self._before(task, block, number)  # the rule may overwrite what it is given
-            if before is None or rule.whole_tensors or not rule.needs_start:
-                self._check(task.output.key, offset, count, float(block.branches.sum()))
             if before is not None:
                 self._check(task.output.key, offset, count, before.sums.start + sum(before.sums.squares))
+            if rule.whole_tensors:
+                self._check(task.output.key, offset, count, float(block.branches.sum()))
             merged = rule.merge(block)
+            if not rule.needs_start:  # a combination of all branches, finite only if all of them are
+                self._check(task.output.key, offset, count, float(merged.sum()))
             self._write(task.output, offset, merged, block)
             if before is not None:
                 found.append(before.and_merged(merged))
@@ -220,12 +222,14 @@ class Merger:
         updates = torch.sub(
             block.branches[:, first:last], start, out=self._buffer("updates", (len(block.branches), last - first))
         )
-        own, squares = squares_of(start, updates)
-        sums = Sums(times * own, [times * one for one in squares], 0.0, common_of(updates, times))
+        common = common_of(updates, times)
+        squares = [times * common.products[branch, branch] for branch in range(len(updates))]
+        sums = Sums(times * float(start.dot(start)), squares, 0.0, common)
         return Before(sums, start, first, times)
 
     def _write(self, output: Output, offset: int, merged: torch.Tensor, block: Block) -> None:
-        self.writer.write(output.key, offset, merged.to(DTYPES[output.dtype]))
+        rounded = self._buffer(f"rounded {output.dtype}", merged.shape, DTYPES[output.dtype])
+        self.writer.write(output.key, offset, rounded.copy_(merged))
         if self.state_writer is not None:
             assert block.new_state is not None, f"{output.key}: a rule that keeps state gave none"
             self.state_writer.write(output.key, offset, block.new_state.to(torch.float32))
@@ -268,12 +272,12 @@ class Merger:
             return None
         return self.state.load(self.files, key, offset, self._buffer("state", (1, end - offset))[0])
 
-    def _buffer(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """A thread's own scratch of a name, grown when needed."""
+    def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """A thread's own scratch of a name, grown when needed; a name has one type."""
         held: torch.Tensor | None = getattr(self._scratch, name, None)
         size = math.prod(shape)
         if held is None or held.numel() < size:
-            held = torch.empty(size, dtype=torch.float64)
+            held = torch.empty(size, dtype=dtype)
             setattr(self._scratch, name, held)
         return held[:size].view(*shape)
 

@@ -8,6 +8,7 @@ merge, and is no property of whole matrices.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -19,27 +20,32 @@ from mot_core.merging.tensors import FLOATS, MappedFiles
 ROWS, MATRICES = 128, 8
 
 
-def effective_ranks(start: BranchFiles, branches: list[BranchFiles], merged: BranchFiles) -> list[dict[str, Any]]:
-    """A row a model and sampled matrix; the merge is called 'merged'."""
+def effective_ranks(
+    start: BranchFiles, branches: list[BranchFiles], merged: BranchFiles, threads: int
+) -> list[dict[str, Any]]:
+    """A row a model and sampled matrix; the merge is called 'merged'. Each thread takes whole matrices."""
     keys = [
         key for key, entry in sorted(start.entries.items())
         if len(entry.shape) == 2 and entry.dtype in FLOATS and place_of(key)[0] != "outside layers" and min(entry.shape) > 1
     ]  # fmt: skip
     chosen = keys if len(keys) <= MATRICES else [keys[n * len(keys) // MATRICES] for n in range(MATRICES)]
     files = MappedFiles()
-    found = []
-    for key in chosen:
+    models = [*((branch.name, branch) for branch in branches), ("merged", merged)]
+
+    def of_matrix(key: str) -> list[dict[str, Any]]:
         height, width = start.entries[key].shape
         count = min(ROWS, height)
         rows = [n * height // count for n in range(count)]
         base = _rows(start, files, key, rows, width)
         layer, kind = place_of(key)
-        for name, model in [*((branch.name, branch) for branch in branches), ("merged", merged)]:
-            rank = effective_rank(_rows(model, files, key, rows, width) - base)
-            found.append(
-                {"branch": name, "layer": layer, "kind": kind, "key": key, "effective_rank": rank, "num_rows": count}
-            )
-    return found
+        ranks = [(name, effective_rank(_rows(model, files, key, rows, width) - base)) for name, model in models]
+        return [
+            {"branch": name, "layer": layer, "kind": kind, "key": key, "effective_rank": rank, "num_rows": count}
+            for name, rank in ranks
+        ]
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return [row for rows in pool.map(of_matrix, chosen) for row in rows]
 
 
 def effective_rank(update_RC: torch.Tensor) -> float:

@@ -138,7 +138,7 @@ def merge_models(
     from mot_core.merging.rank import effective_ranks
 
     with one_thread_a_call():
-        ranks = effective_ranks(plan.start, plan.branches, inspect("merged", out_dir))
+        ranks = effective_ranks(plan.start, plan.branches, inspect("merged", out_dir), merger.threads)
     return {**merger.diagnostics.summary(), "effective_rank": ranks}
 
 

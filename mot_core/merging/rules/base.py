@@ -85,8 +85,9 @@ class Rule(BaseModel):
 
 
 def mean_update(updates: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """Σₖ wₖ Δᵏ, in the order of the branches."""
-    total = updates[0] * weights[0]
+    """Σₖ wₖ Δᵏ, in the order of the branches. It takes the first row's place: memory of its own would be mapped anew for
+    every run."""
+    total = updates[0].mul_(weights[0])
     for update, weight in zip(updates[1:], weights[1:], strict=True):
         total.add_(update, alpha=weight)
     return total

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from mot_core.merging.rules.base import Block, Rule, mean_update, of_updates
+from mot_core.merging.rules.base import Block, Rule, of_updates
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,10 @@ def _kth_largest(parts: list[Part], wanted: int, bracket: Bracket) -> float | No
 
 def elected(updates: torch.Tensor, weights: Sequence[float], *, normalize: bool) -> torch.Tensor:
     """The weighted mean (or sum) of the values whose sign is that of Σₖ wₖ τᵏ. `updates` is overwritten."""
-    sign = mean_update(updates, weights).sign_()
+    sign = updates[0] * weights[0]
+    for update, weight in zip(updates[1:], weights[1:], strict=True):
+        sign.add_(update, alpha=weight)
+    sign.sign_()
     total, shares = sign.new_zeros(sign.shape), sign.new_zeros(sign.shape)
     for update, weight in zip(updates, weights, strict=True):
         agreeing = update.mul_(sign).clamp_min_(0.0)
