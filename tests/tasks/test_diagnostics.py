@@ -35,7 +35,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, pico_models: Path) -> Path
         pico_models, methods=METHODS, training=training, steps_per_round=8, merge={"barrier": {"num_examples": 2}},
         corpus={"num_rationales": 10},
     )  # fmt: skip
-    return computed_run(root, spec, f"sqlite:///{root.parent}/tracker.db")
+    return computed_run(root, spec, f"sqlite:///{root}/mlflow.db")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_tracker_took_all_of_it(run_dir: Path) -> None:
 
     told = json.loads((run_dir / "tracking.json").read_text())
     assert told["problem"] is None
-    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parent.parent.parent}/tracker.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parent.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("pico")
     logged = {run.data.tags["mot.key"]: run for run in client.search_runs([experiment.experiment_id])}
     for key, plan in plans_of(run_dir).items():
