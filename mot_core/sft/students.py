@@ -38,8 +38,15 @@ def load_student(locator: str, revision: str | None, device: str, settings: Trai
     if lora is not None:
         _add_adapters(model, settings, seed)
     if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     return model
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep the input of each layer only, and compute the rest again in the backward pass."""
+    # The older name is all that transformers 5.20 has, which one environment with vLLM needs; 5.24 warns of it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def weights_dtype(settings: Training) -> torch.dtype:

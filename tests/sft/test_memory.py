@@ -52,7 +52,7 @@ def model_of(config: dict[str, Any], training: Training) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from mot_core.sft.attention import use_segments
-    from mot_core.sft.students import _add_adapters, weights_dtype
+    from mot_core.sft.students import _add_adapters, checkpoint_activations, weights_dtype
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
     made = AutoConfig.for_model(config["model_type"], **fields)
@@ -62,7 +62,7 @@ def model_of(config: dict[str, Any], training: Training) -> Any:
     if training.lora is not None:
         _add_adapters(model, training, 1)
     if training.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     return model
 
 
