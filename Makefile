@@ -79,7 +79,7 @@ bench-merging: setup mergekit ## mot merge beside plain copies and mergekit; 7 G
 bench-training: setup ## branch training beside TRL's SFTTrainer (not a test)
 	$(BIN)/python -m tests.bench_training
 
-smollm: $(SMOLLM) ## one round on SmolLM2-135M-Instruct, real pretrained weights (half an hour on two cores)
+smollm: $(SMOLLM) ## one round on SmolLM2-135M-Instruct, real pretrained weights (40 minutes on two cores)
 	$(BIN)/mot run smollm
 
 $(SMOLLM): .venv/.smollm
