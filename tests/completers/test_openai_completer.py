@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -422,6 +422,15 @@ def test_what_accept_raises_ends_everything(kind: type[BaseException]) -> None:
         assert len(endpoint.seen) == 4
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Python's own answer to SIGINT, which is ignored in what a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_everything() -> None:
     def script(call: Call) -> Reply:
         if call.number == 4:
