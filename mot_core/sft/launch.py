@@ -9,6 +9,7 @@ Invariant: no process outlives the worker, and what one of them raised is what t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from mot_core.processes import die_with_parent
 
 if TYPE_CHECKING:
     from mot_core.sft.branch import BranchJob
+
+log = logging.getLogger("mot.sft")
 
 _MARK = "mot-progress "
 # Ranks load in turn and the first one writes alone, so the others wait for longer than NCCL's ten minutes.
@@ -60,11 +63,14 @@ def launch(job: BranchJob, report: Callable[..., None]) -> dict[str, Any]:
     if (work_dir / ".error.json").exists():
         told = json.loads((work_dir / ".error.json").read_text())
         raise getattr(errors, told["type"])(told["message"])
-    if code != 0:
+    finished = work_dir / ".counts.json"
+    if code != 0 and not finished.exists():
         raise WorkerError(
             f"a process of this branch died (torchrun ended with {code}); its output is in the step's log"
         )
-    counts: dict[str, Any] = json.loads((work_dir / ".counts.json").read_text())
+    if code != 0:
+        log.warning("torchrun ended with %d, after all processes had finished: the branch is whole", code)
+    counts: dict[str, Any] = json.loads(finished.read_text())
     return counts
 
 
@@ -119,8 +125,10 @@ def run_rank(job_file: str) -> None:
         (scratch / f".error-{ranks.index}").write_text(told)
         (scratch / f".error-{ranks.index}").replace(scratch / ".error.json")
         raise
-    if ranks.first:
-        (scratch / ".counts.json").write_text(json.dumps(counts))
+    accelerator.wait_for_everyone()
+    if ranks.first:  # written whole, since it says that the branch is: what dies while processes part costs nothing
+        (scratch / ".counts").write_text(json.dumps(counts))
+        (scratch / ".counts").replace(scratch / ".counts.json")
     accelerator.end_training()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,13 +14,15 @@ import pytest
 from safetensors.torch import load_file
 
 from mot_core.artifacts import Published, Store
-from mot_core.errors import TrainingError
+from mot_core.errors import TrainingError, WorkerError
 from mot_core.files import sha256_of
 from mot_core.runner import RunSettings
+from mot_core.sft import launch
 from mot_core.sft.branch import BranchJob
 from mot_core.sft.launch import _environment
 from mot_core.sft.optimizers import STATE_FILE
-from tests.sft.branches import branch, branch_step_of, log_of
+from mot_core.spec import Training
+from tests.sft.branches import TRAINING, branch, branch_step_of, log_of
 
 pytestmark = pytest.mark.slow
 
@@ -131,3 +134,35 @@ def test_which_devices_a_branch_takes() -> None:
         _environment(job, 3)
     on_cpu = BranchJob(**{**asdict(job), "devices": [], "threads": 1})
     assert _environment(on_cpu, 2) == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_death_after_all_have_finished_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, whole: bool
+) -> None:
+    """Processes part in an order of the launcher's; one that dies then has nothing left to do."""
+    counts = {"num_steps": 6}
+
+    class Died:
+        def __init__(self, command: list[str], **settings: Any) -> None:
+            self.stdout = io.StringIO("")
+            if whole:
+                (tmp_path / ".counts.json").write_text(json.dumps(counts))
+
+        def wait(self) -> int:
+            return 1
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Died)
+    settings = Training.model_validate({**TRAINING, "devices": 2})
+    job = BranchJob(
+        {"training": settings.record()}, settings.layout_record(), "s", None, [], [], str(tmp_path), 60.0, 2, []
+    )
+    if not whole:
+        with pytest.raises(WorkerError, match="torchrun ended with 1"):
+            launch.launch(job, lambda *told, **facts: None)
+        return
+    assert launch.launch(job, lambda *told, **facts: None) == counts
+    assert "the branch is whole" in caplog.text
