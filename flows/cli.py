@@ -1,4 +1,7 @@
-"""The command `mot`. Each subcommand is a thin shell around a documented Python call; heavy imports are inside."""
+"""The command `mot`. Each subcommand is a thin shell around a documented Python call; heavy imports are inside.
+
+Longer than most: every subcommand with its options, as `mot --help` lists them.
+"""
 
 from __future__ import annotations
 

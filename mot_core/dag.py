@@ -2,6 +2,7 @@
 
 Each function decides what is part of a step's identity. Invariant: two calls that would give the same result
 give the same identity, whichever experiment, method or round asks.
+Longer than most: identity is decided in one place, so that two steps can be read side by side.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Invariant: a suggestion was applied to the spec and counted again before it is made; one that changes results comes only
 after every one that does not.
+Longer than most: a change is found by counting the need that it mends again, so needs and changes stand together.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 It is made where neither models, data sets nor keys need to be: `imagined_world` stands for what a run would look up.
 Invariant: nothing is drawn, loaded or asked of a server but, at most, a config.json of the hub. Formulas and their
 sources are in docs/planning.md.
+Longer than most: what a step costs and when it runs are read together, beside that page.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 Invariant: a spec that loads is consistent in itself (names unique, weights that sum, k within the samples).
 What only the world can answer (does the model exist, does its tokenizer have a template) is asked by
 `mot_core.world`, also before any compute is claimed.
+One file, longer than most: whoever writes a spec finds every field in it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ its own, called by the document's name, a dash and the variant's. `NAME:VARIANT`
 
 Invariant: every refusal is a `SpecError` whose lines name source, field, value, what is allowed and, for a
 misspelt word, the nearest right one.
+Longer than most: reading, variants, overrides and their refusals share how a place in a spec is named.
 """
 
 from __future__ import annotations

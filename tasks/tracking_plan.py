@@ -2,6 +2,7 @@
 
 Everything is read from the run's index, its tables and the manifests of its steps. Invariant: only numbers,
 identities, hashes and short sanitised text become tags or params; nothing comes from the environment.
+Longer than most: the whole tree that a tracker shows is laid out in one place.
 """
 
 from __future__ import annotations

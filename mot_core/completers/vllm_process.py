@@ -6,6 +6,7 @@
 
 Invariant: nothing is inherited but these pipes, a log and the environment that `engine_environment` lets through; a
 process of an engine outlives neither `close` nor, by more than seconds, the core process, however that ended.
+Longer than most: both sides of the lifeline have to be read together.
 """
 
 from __future__ import annotations

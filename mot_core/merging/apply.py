@@ -5,6 +5,7 @@ statistics of a rule that surveys a tensor first, so memory does not grow with t
 
 Invariant: bits and diagnostics do not depend on the number of threads or shards: runs have one size, each is computed
 alone, and sums are added in the order of tensors and runs.
+Longer than most: a run's way through one thread's buffers is one story.
 """
 
 from __future__ import annotations

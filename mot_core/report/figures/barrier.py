@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mot_core.report.figures.drawing import label, line_style, new_figure, shared_legend
-from mot_core.report.figures.merging import branches_of, change_panel, round_axis
+from mot_core.report.figures.merging import branches_of, change_panel, first_and_last, mot_rows, round_axis
 from mot_core.report.measures import Measures
 
 if TYPE_CHECKING:
@@ -31,15 +31,14 @@ def barrier_lines(frame: pd.DataFrame) -> pd.DataFrame:
 
 def merge_barrier(measures: Measures, budget: str) -> Figure | None:
     """MoT's first and last merge: loss along their lines; barriers by round; the change in home accuracy."""
-    frame = measures.results.merge_barrier
-    frame = frame[(frame["budget"] == budget) & (frame["method"] == "mot")]
+    frame = mot_rows(measures.results.merge_barrier, budget)
     if frame.empty:
         return None
     lines = barrier_lines(frame)
     branches = branches_of([*lines["from"], *lines["to"]], measures)
     branches.remove("start")
     rounds = sorted(lines["round"].unique())
-    shown_rounds = sorted({rounds[0], rounds[-1]})
+    shown_rounds = first_and_last(rounds)
     figure = new_figure(height=3.4)
     panels = figure.subplots(1, len(shown_rounds) + 2, squeeze=False)[0]
     for axes, round_index in zip(panels, shown_rounds, strict=False):
@@ -48,9 +47,7 @@ def merge_barrier(measures: Measures, budget: str) -> Figure | None:
     panels[0].set_ylabel("loss (nats a completion token)")
     handles = list(panels[0].get_lines())
     _barrier_panel(panels[-2], lines, branches, measures)
-    changes = measures.home_change_by_round
-    changes = changes[(changes["budget"] == budget) & (changes["method"] == "mot")]
-    change_panel(panels[-1], changes, ["mot"], measures, rounds)
+    change_panel(panels[-1], mot_rows(measures.home_change_by_round, budget), ["mot"], measures, rounds)
     shared_legend(figure, handles)
     return figure
 

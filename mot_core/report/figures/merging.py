@@ -69,16 +69,26 @@ def branches_of(names: Any, measures: Measures) -> list[str]:
     return branches + (["merged"] if "merged" in found else [])
 
 
+def mot_rows(frame: pd.DataFrame, budget: str) -> pd.DataFrame:
+    """The rows of MoT under a budget, rounds as integers."""
+    rows = frame[(frame["budget"] == budget) & (frame["method"] == "mot")]
+    return rows.assign(round=pd.to_numeric(rows["round"]).astype(int))
+
+
+def first_and_last(rounds: list[Any]) -> list[Any]:
+    """The rounds that panels are drawn of; of one round, that."""
+    return sorted({rounds[0], rounds[-1]})
+
+
 def merge_drift(measures: Measures, budget: str) -> Figure | None:
     """MoT's branches and merge: relative drift by round, and by layer at the first and last round."""
-    frame = measures.results.merge_drift
-    frame = frame[(frame["budget"] == budget) & (frame["method"] == "mot")]
+    frame = mot_rows(measures.results.merge_drift, budget)
     if frame.empty:
         return None
-    frame = frame.assign(round=pd.to_numeric(frame["round"]).astype(int), branch=frame["branch"].astype(str))
+    frame = frame.assign(branch=frame["branch"].astype(str))
     branches = branches_of(frame["branch"], measures)
     rounds = sorted(frame["round"].unique())
-    shown_rounds = sorted({rounds[0], rounds[-1]})
+    shown_rounds = first_and_last(rounds)
     figure = new_figure(height=3.4)
     panels = figure.subplots(1, 1 + len(shown_rounds), squeeze=False)[0]
     _drift_by_round(panels[0], drift_totals(frame, ["branch", "round"]), branches, measures)

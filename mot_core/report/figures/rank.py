@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from mot_core.report.figures.drawing import label, line_style, new_figure, shared_legend
-from mot_core.report.figures.merging import branches_of, change_panel, layer_order, round_axis
+from mot_core.report.figures.merging import (
+    branches_of,
+    change_panel,
+    first_and_last,
+    layer_order,
+    mot_rows,
+    round_axis,
+)
 from mot_core.report.measures import Measures
 
 if TYPE_CHECKING:
@@ -24,14 +31,13 @@ def mean_ranks(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def merge_rank(measures: Measures, budget: str) -> Figure | None:
     """MoT's branches and merges: effective rank by round, by place at the first and last; the change in accuracy."""
-    frame = measures.results.merge_rank
-    frame = frame[(frame["budget"] == budget) & (frame["method"] == "mot")]
+    frame = mot_rows(measures.results.merge_rank, budget)
     if frame.empty:
         return None
-    frame = frame.assign(round=pd.to_numeric(frame["round"]).astype(int), branch=frame["branch"].astype(str))
+    frame = frame.assign(branch=frame["branch"].astype(str))
     branches = branches_of(frame["branch"], measures)
     rounds = sorted(frame["round"].unique())
-    shown_rounds = sorted({rounds[0], rounds[-1]})
+    shown_rounds = first_and_last(rounds)
     figure = new_figure(height=3.8)
     panels = figure.subplots(1, len(shown_rounds) + 2, squeeze=False)[0]
     by_round = mean_ranks(frame, ["branch", "round"])
@@ -48,9 +54,7 @@ def merge_rank(measures: Measures, budget: str) -> Figure | None:
         axes.set_title(f"By matrix, round {round_index}")
     for axes in panels[:-1]:
         axes.set_ylim(0, 1.05 * float(by_place["effective_rank"].max() or 1.0))
-    changes = measures.home_change_by_round
-    changes = changes[(changes["budget"] == budget) & (changes["method"] == "mot")]
-    change_panel(panels[-1], changes, ["mot"], measures, rounds)
+    change_panel(panels[-1], mot_rows(measures.home_change_by_round, budget), ["mot"], measures, rounds)
     shared_legend(figure, list(panels[0].get_lines()))
     return figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,6 +17,9 @@ from mot_core.report.palette import budget_name, method_name
 from mot_core.report.sections.outcome import slug
 from mot_core.report.text import visible
 from mot_core.report.wording import INTERVAL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TABLES = ("merge_drift", "merge_agreement", "merge_cosine", "merge_rank", "merge_barrier")
 
@@ -36,20 +39,14 @@ def merge_section(measures: Measures) -> Section:
                 "branch and of the merge (mean over seeds; no interval). A mean moves less than its branches where "
                 "their updates disagree. The start's norm is of the tensors that moved: with adapters, of those adapted."
             )
-            blocks.append(
-                FigureBlock(rendered(f"merge_drift_{slug(budget)}", drift), "Drift by round and by layer.", caption)
-            )
+            blocks.append(_figure("merge_drift", budget, drift, "Drift by round and by layer.", caption))
         if agreement is not None:
             caption = (
                 f"Methods that merge, {name}: mean pairwise cosine of the branches' updates, share of coordinates "
                 "on which all branches' updates share a sign (sign conflict is the rest), share of the mean update "
                 f"energy kept by the merge (means over seeds), and {change}."
             )
-            blocks.append(
-                FigureBlock(
-                    rendered(f"merge_agreement_{slug(budget)}", agreement), "Agreement of branches by round.", caption
-                )
-            )
+            blocks.append(_figure("merge_agreement", budget, agreement, "Agreement of branches by round.", caption))
         blocks += _cosine_table(measures, budget, name)
         if rank is not None:
             rows = measures.results.merge_rank
@@ -60,9 +57,7 @@ def merge_section(measures: Measures) -> Section:
                 "over matrices of one layer and kind; no interval), and "
                 f"{change}. Where the merge lies above its branches, their updates point in different directions."
             )
-            blocks.append(
-                FigureBlock(rendered(f"merge_rank_{slug(budget)}", rank), "Effective rank of updates.", caption)
-            )
+            blocks.append(_figure("merge_rank", budget, rank, "Effective rank of updates.", caption))
         if barrier is not None:
             caption = (
                 f"MoT, {name}: mean loss on completion tokens of a few corpus examples, along the straight lines between "
@@ -70,14 +65,14 @@ def merge_section(measures: Measures) -> Section:
                 "the barrier by round, which is how far the loss rises above the straight line between a line's ends (of "
                 f"a branch's two lines the higher; 0: no rise); and {change}. Means over seeds."
             )
-            blocks.append(
-                FigureBlock(
-                    rendered(f"merge_barrier_{slug(budget)}", barrier), "Loss along lines between models.", caption
-                )
-            )
+            blocks.append(_figure("merge_barrier", budget, barrier, "Loss along lines between models.", caption))
         blocks += _barrier_table(measures, budget, name)
     reason = "no merge was measured (tables 'merge_drift' and 'merge_agreement')"
     return Section("merge", "Merges", "Merges", blocks or [missing(reason)])
+
+
+def _figure(name: str, budget: str, figure: Figure, title: str, caption: str) -> FigureBlock:
+    return FigureBlock(rendered(f"{name}_{slug(budget)}", figure), title, caption)
 
 
 def _cosine_table(measures: Measures, budget: str, name: str) -> list[Any]:

@@ -66,7 +66,7 @@ def distinct_branches(measures: Measures) -> pd.DataFrame:
     rank = {method: index for index, method in enumerate(measures.palette.methods)}
     names = {
         identity: listing(
-            [method_name(method) for method in sorted(set(methods), key=lambda m: rank.get(m, len(rank)))]
+            [method_name(method) for method in sorted(dict.fromkeys(methods), key=lambda m: rank.get(m, len(rank)))]
         )
         for identity, methods in frame.groupby("identity", sort=False)["method"]
     }
