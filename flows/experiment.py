@@ -123,9 +123,10 @@ def distil(
     spec: Experiment, world: World, corpora: Step, budget: str, seed: int, method: MethodSpec, do: Do
 ) -> list[Distilled]:
     """The students that one method trains with one seed under one budget."""
-    # merge_once's branches are STD's: they must ask for the same snapshots to be the same steps.
-    snapshots = path_snapshots(spec, "mtd" if method.name == "mtd" else "std")
-    setting = Setting(spec, world, corpora, budget, seed, spec.learning_rate(method.name), snapshots)
+    # Branches that are STD's must ask for STD's snapshots to be the same steps.
+    snapshots = path_snapshots(spec, method.name if method.builtin in ("std", "mtd") else "std")
+    own = spec.model_copy(update={"training": spec.training_of(method)})
+    setting = Setting(method.name, own, world, corpora, budget, seed, spec.learning_rate(method.name), snapshots)
     return method_named(method)(setting, do)
 
 

@@ -6,6 +6,7 @@ carries it can be checked without running anything. Test problems are never touc
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,10 @@ class Sweep:
 
 def sweep_specs(spec: Experiment) -> dict[float, Experiment]:
     """The experiment at each learning rate: tuning seed, matched path, last round, dev only."""
-    methods = tuple(m for m in spec.methods if m.name in TRAINED_METHODS or m.import_path is not None)
+    methods = tuple(
+        m for m in spec.methods
+        if (m.builtin in TRAINED_METHODS or m.import_path is not None) and m.learning_rate_scale is None
+    )  # fmt: skip
     specs = {}
     for rate in sorted(spec.tuning.learning_rates):
         specs[rate] = spec.model_copy(
@@ -114,7 +118,11 @@ def preset_lines(spec: Experiment, sweep: Sweep) -> str:
     for method in spec.methods:
         rate = sweep.chosen.get(method.name)
         fields = [f"name: {method.name}"]
+        fields += [f"variant_of: {method.variant_of}"] if method.variant_of is not None else []
         fields += [f"learning_rate: {rate!r}"] if rate is not None else []
+        scale = method.learning_rate_scale
+        fields += [f"learning_rate_scale: {scale!r}"] if scale is not None else []
+        fields += [f"training: {json.dumps(method.training)}"] if method.training else []
         fields += [f'import_path: "{method.import_path}"'] if method.import_path is not None else []
         lines.append(f"  - {{{', '.join(fields)}}}")
     lines += ["tuning:", f"  learning_rates: {sorted(spec.tuning.learning_rates)}",

@@ -14,7 +14,7 @@ from typing import Any
 from mot_core.errors import SpecError
 from mot_core.identity import derive_seed
 from mot_core.merging.rules import rule_class
-from mot_core.spec import Benchmark, Experiment, Generation, ProblemSource, Teacher
+from mot_core.spec import Benchmark, Experiment, Generation, Merge, ProblemSource, Teacher
 from mot_core.steps import ModelRef, Step
 from mot_core.world import World
 
@@ -202,13 +202,16 @@ def corpora_step(
     return Step("corpora", record, tuple(parents), label="build corpora", facts={"stage": "corpora"}, locators=locators)
 
 
-def shuffled_corpora_step(corpora: Step, teachers: list[str], seed: int) -> Step:
-    """The union of the corpora, split at random into as many parts as there are teachers."""
+def shuffled_corpora_step(corpora: Step, teachers: list[str], seed: int, num_parts: int | None = None) -> Step:
+    """The union of the teachers' corpora, split at random into parts; absent: as many as there are teachers."""
+    spec: dict[str, Any] = {"teachers": teachers, "seed": derive_seed("shuffled", seed)}
+    if num_parts not in (None, len(teachers)):
+        spec["num_parts"] = num_parts
     return Step(
         "shuffled-corpora",
-        {"teachers": teachers, "seed": derive_seed("shuffled", seed)},
+        spec,
         (("corpora", corpora),),
-        label=f"shuffle corpora, seed {seed}",
+        label=f"shuffle {', '.join(teachers) if num_parts else 'corpora'}, seed {seed}",
         facts={"stage": "corpora", "seed": seed},
     )
 
@@ -282,13 +285,13 @@ def _optimizers(student: StudentAt, names: list[str], between_rounds: str, label
 def merge_step(
     spec: Experiment, start: StudentAt, branches: Mapping[str, Step], *, label: str, facts: Mapping[str, Any],
     round_index: int = 1, seed: int = 0, previous: Step | None = None, corpora: Step | None = None,
-    corpus_names: Sequence[str] = (), qualities: Mapping[str, Step] | None = None,
+    corpus_names: Sequence[str] = (), qualities: Mapping[str, Step] | None = None, merge: Merge | None = None,
 ) -> Step:  # fmt: skip
-    """Branches of one start merged into the next student. Parents stand in the order of their identities, so that
+    """Branches of one start merged into the next student, as the spec's merge says or another one that is given. Parents stand in the order of their identities, so that
     naming branches otherwise changes nothing. What a rule does not use leaves no trace: `seed` of a rule that draws,
     `previous` (the merge of the round before) of one that keeps state, `corpora` where a barrier is measured,
     `qualities` (a verdicts step a branch) where weights follow accuracy."""
-    merge = spec.merge
+    merge = merge or spec.merge
     rule = rule_class(merge.rule)
     student_spec, student_parent, locators = start.bind()
     weights = merge.weights_at(round_index)

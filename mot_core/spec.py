@@ -21,8 +21,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BudgetName = Literal["matched_path", "matched_compute"]
 Scalar = bool | int | float | str
 
-BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled")
-TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled")
+BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled", "shrunk", "splits")
+TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled", "splits")
 
 
 class Spec(BaseModel):
@@ -347,6 +347,13 @@ class Training(Spec):
     )
     lora: Lora | None = Field(None, description="absent: full parameters (paper: open)")
     early_stop: EarlyStop | None = Field(None, description="absent: every branch takes all its steps, as in the paper")
+    ema_decay: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="publish the exponential moving average of the weights along the branch, from its start on; absent: "
+        "the last weights",
+    )
     layout: Literal["padded", "packed"] = Field(
         "padded", description="padded: examples of like length side by side; packed: end to end in one row, no padding"
     )
@@ -372,6 +379,11 @@ class Training(Spec):
             )
         if self.optimizer_between_rounds == "average" and self.optimizer == "adamw8bit":
             raise ValueError("optimizer_between_rounds 'average' needs optimizer 'adamw': 8-bit moments have no mean")
+        if self.ema_decay is not None and (self.early_stop is not None or self.optimizer_between_rounds != "reset"):
+            raise ValueError(
+                "ema_decay needs every step of a branch, and moments that start anew: leave early_stop out, and "
+                "optimizer_between_rounds at 'reset'"
+            )
         if self.devices > 1 and (self.optimizer == "adamw8bit" or (self.lora is not None and self.lora.quantization)):
             raise ValueError("devices must be 1 with adamw8bit or lora.quantization: bitsandbytes does not shard here")
         if self.attention == "flash_attention_2" and self.precision == "float32":
@@ -490,8 +502,30 @@ class Method(Spec):
     """One way to distil, with the learning rate that its own sweep chose."""
 
     name: Name
+    variant_of: str | None = Field(None, description="a built-in method, run under another name and settings")
     learning_rate: float | None = Field(None, gt=0.0, description="absent: training.learning_rate")
+    learning_rate_scale: float | None = Field(
+        None, gt=0.0, description="of a variant: times the rate of the method that it is a variant of"
+    )
+    training: dict[str, Scalar | None] = Field({}, description="fields of training that differ for this method")
     import_path: str | None = Field(None, description="a method of your own: package.module:function")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Method:
+        if self.variant_of is not None and self.import_path is not None:
+            raise ValueError(f"method {self.name!r}: give variant_of or import_path, not both")
+        if self.learning_rate_scale is not None and (self.variant_of is None or self.learning_rate is not None):
+            raise ValueError(
+                f"method {self.name!r}: learning_rate_scale belongs to a variant without a learning_rate of its own"
+            )
+        if "learning_rate" in self.training:
+            raise ValueError(f"method {self.name!r}: learning_rate is a field of the method, not of its training")
+        return self
+
+    @property
+    def builtin(self) -> str:
+        """The built-in method behind the name; of one's own method, the name."""
+        return self.variant_of or self.name
 
 
 class Benchmark(ProblemSource):
@@ -618,11 +652,18 @@ class Experiment(Spec):
     def _check_methods(self) -> None:
         names = {method.name for method in self.methods}
         for method in self.methods:
-            if method.import_path is None and method.name not in BUILTIN_METHODS:
+            if method.import_path is None and method.builtin not in BUILTIN_METHODS:
                 raise ValueError(
-                    f"method {method.name!r} is not known; known: {', '.join(BUILTIN_METHODS)}; "
-                    f"{nearest(method.name, BUILTIN_METHODS)}or give import_path for one of your own"
+                    f"method {method.builtin!r} is not known; known: {', '.join(BUILTIN_METHODS)}; "
+                    f"{nearest(method.builtin, BUILTIN_METHODS)}or give variant_of for one of these under another name, "
+                    "or import_path for one of your own"
                 )
+            if method.variant_of is not None and method.name in BUILTIN_METHODS:
+                raise ValueError(
+                    f"method {method.name!r} is a variant of {method.variant_of!r}, but its name is a built-in method's; "
+                    "give it another name"
+                )
+            self.training_of(method)
         if "ensemble" in names and "std" not in names:
             raise ValueError("method 'ensemble' votes over the STD students: add 'std'")
         unknown = set(self.evaluation.path.methods or ()) - names
@@ -650,9 +691,21 @@ class Experiment(Spec):
     def learning_rate(self, method_name: str) -> float:
         """The rate that a method trains at."""
         for method in self.methods:
-            if method.name == method_name and method.learning_rate is not None:
+            if method.name != method_name:
+                continue
+            if method.learning_rate is not None:
                 return method.learning_rate
+            if method.variant_of is not None:
+                return (method.learning_rate_scale or 1.0) * self.learning_rate(method.variant_of)
+            if method.name == "shrunk":  # its branches are STD's
+                return self.learning_rate("std")
         return self.training.learning_rate
+
+    def training_of(self, method: Method) -> Training:
+        """The training of a method's branches: the experiment's, but for the fields that the method gives."""
+        if not method.training:
+            return self.training
+        return Training.model_validate({**self.training.model_dump(mode="json"), **method.training})
 
 
 def nearest(word: str, allowed: Any) -> str:

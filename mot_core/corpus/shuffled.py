@@ -1,7 +1,8 @@
-"""The control: the union of all corpora, split at random into as many parts as there are teachers.
+"""The control: the union of corpora, split at random into parts, as many as there are teachers.
 
 MoT's loop on these parts has the same data, branches and merges, but no branch belongs to a teacher; the
-difference to MoT is what teacher-specific branches are worth.
+difference to MoT is what teacher-specific branches are worth. Of one teacher's corpus alone, parts show what branching
+and merging are worth where there is no second teacher.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ def build_shuffled_corpora(context: StepContext) -> dict[str, Any]:
         CorpusError: fewer rationales than parts.
     """
     names = context.spec["teachers"]
+    num_parts = context.spec.get("num_parts") or len(names)
     union = [row for name in names for row in read_corpus(context.parent_dir("corpora") / f"{name}.parquet")]
-    if len(union) < len(names):
+    if len(union) < num_parts:
         raise CorpusError(
-            f"the corpora hold {len(union)} rationales, too few for {len(names)} parts; draw more problems"
+            f"the corpora hold {len(union)} rationales, too few for {num_parts} parts; draw more problems"
         )
     random.Random(derive_seed("shuffle", context.spec["seed"])).shuffle(union)
-    parts = [union[index :: len(names)] for index in range(len(names))]
+    parts = [union[index::num_parts] for index in range(num_parts)]
     for index, rows in enumerate(parts):
         write_corpus(context.work_dir / f"part-{index + 1}.parquet", rows)
     return {"num_rationales": [len(rows) for rows in parts]}

@@ -18,6 +18,8 @@ METHODS: dict[str, str] = {
     "merge_once": "mot_core.methods.merged:merge_once",
     "mot": "mot_core.methods.merged:mot",
     "shuffled": "mot_core.methods.merged:shuffled",
+    "splits": "mot_core.methods.merged:splits",
+    "shrunk": "mot_core.methods.merged:shrunk",
     # Nothing is trained: its votes are counted from the STD students' samples (mot_core.evaluation.ensemble).
     "ensemble": "mot_core.methods.baselines:ensemble",
 }
@@ -25,7 +27,7 @@ METHODS: dict[str, str] = {
 
 def method_named(entry: MethodSpec) -> Method:
     """The function behind an entry of `methods`."""
-    method: Method = load_object(entry.import_path or METHODS[entry.name], f"method {entry.name!r}")
+    method: Method = load_object(entry.import_path or METHODS[entry.builtin], f"method {entry.name!r}")
     return method
 
 

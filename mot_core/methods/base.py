@@ -15,8 +15,8 @@ from mot_core.world import World
 class Distilled:
     """One student's path: by round, where it stands. Round 0 is the untrained student.
 
-    `label` names it in tables (`std/<teacher>`, else the method's name); `branch_steps` counts the optimizer
-    steps of all its branches, `path_steps` those along one path.
+    `label` names it in tables: the method's name, with the teacher where there is a student for each
+    (`std/<teacher>`). `path_steps` counts the optimizer steps along the path.
     """
 
     label: str
@@ -30,8 +30,10 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method works with: the spec, the matched corpora, its budget, learning rate and training seed."""
+    """What a method works with: its name, the spec with the method's own training, the matched corpora, its budget,
+    learning rate and training seed."""
 
+    name: str
     spec: Experiment
     world: World
     corpora: Step
@@ -54,13 +56,13 @@ class Setting:
         """T × S optimizer steps: one path's length under the matched-path budget."""
         return self.spec.rounds * self.spec.steps_per_round
 
-    def full_branch(self, names: list[str], *, num_steps: int, label: str, teacher: str | None, method: str) -> Step:
+    def full_branch(self, names: list[str], *, num_steps: int, label: str, teacher: str | None) -> Step:
         """One uninterrupted branch from the untrained student."""
         return branch_step(
             self.spec, self.start, self.corpora, names, learning_rate=self.learning_rate, seed=self.seed,
             first_step=0, num_steps=num_steps, total_steps=num_steps,
             snapshot_steps=self.snapshot_steps if num_steps == self.path_length else [],
-            label=label, facts={"method": method, "teacher": teacher, "budget": self.budget},
+            label=label, facts={"method": self.name, "teacher": teacher, "budget": self.budget},
         )  # fmt: skip
 
 

@@ -10,17 +10,17 @@ from mot_core.steps import Step
 
 def base(setting: Setting, do: Do) -> list[Distilled]:
     """The untrained student."""
-    return [Distilled("base", {0: setting.start}, {0: 0}, final_round=0)]
+    return [Distilled(setting.name, {0: setting.start}, {0: 0}, final_round=0)]
 
 
 def std(setting: Setting, do: Do) -> list[Distilled]:
     """Single-teacher distillation, one run a teacher: T × S steps, or K × T × S under matched compute."""
-    return [_one_path(setting, do, f"std/{name}", [name], teacher=name, method="std") for name in setting.teachers]
+    return [_one_path(setting, do, f"{setting.name}/{name}", [name], teacher=name) for name in setting.teachers]
 
 
 def mtd(setting: Setting, do: Do) -> list[Distilled]:
     """Multi-teacher distillation on the union of all corpora, with STD's number of steps."""
-    return [_one_path(setting, do, "mtd", setting.teachers, teacher=None, method="mtd")]
+    return [_one_path(setting, do, setting.name, setting.teachers, teacher=None)]
 
 
 def ensemble(setting: Setting, do: Do) -> list[Distilled]:
@@ -28,13 +28,13 @@ def ensemble(setting: Setting, do: Do) -> list[Distilled]:
     return []
 
 
-def _one_path(setting: Setting, do: Do, label: str, names: list[str], *, teacher: str | None, method: str) -> Distilled:
+def _one_path(setting: Setting, do: Do, label: str, names: list[str], *, teacher: str | None) -> Distilled:
     factor = len(setting.teachers) if setting.budget == "matched_compute" else 1
     num_steps = factor * setting.path_length
     what = teacher or "union"
     branch = setting.full_branch(
-        names, num_steps=num_steps, teacher=teacher, method=method,
-        label=f"finetune {what}, {num_steps} steps, seed {setting.seed}",
+        names, num_steps=num_steps, teacher=teacher,
+        label=f"finetune {what}{_variant(setting)}, {num_steps} steps, seed {setting.seed}",
     )  # fmt: skip
     do(branch)
     final_round = setting.spec.rounds if num_steps > setting.path_length else None
@@ -50,3 +50,7 @@ def _stops(setting: Setting, branch: Step, num_steps: int) -> tuple[dict[int, St
     rounds = {step // steps_per_round: StudentAt(branch, snapshot_directory(step)) for step in kept}
     path_steps = {step // steps_per_round: step for step in kept}
     return {**rounds, last: StudentAt(branch)}, {**path_steps, last: num_steps}
+
+
+def _variant(setting: Setting) -> str:
+    return "" if setting.name in ("std", "mtd") else f", {setting.name}"

@@ -1,16 +1,17 @@
-"""The methods that merge: MoT itself, its one-shot variant, and the control with shuffled corpora."""
+"""The methods that merge: MoT itself, its one-shot variant, and the controls that take something away from it."""
 
 from __future__ import annotations
 
 from mot_core.dag import Do, StudentAt, branch_step, merge_step, shuffled_corpora_step
 from mot_core.methods.base import Distilled, Setting
+from mot_core.spec import Merge
 from mot_core.steps import Step
 
 
 def mot(setting: Setting, do: Do) -> list[Distilled]:
     """Merge-of-Thought (paper, method): T rounds of one branch a teacher, then a merge."""
     corpora = {name: name for name in setting.teachers}
-    return [_alternate(setting, do, "mot", setting.corpora, corpora)]
+    return [_alternate(setting, do, setting.name, setting.corpora, corpora, _qualities(setting))]
 
 
 def shuffled(setting: Setting, do: Do) -> list[Distilled]:
@@ -19,14 +20,56 @@ def shuffled(setting: Setting, do: Do) -> list[Distilled]:
     do(parts)
     # A part takes a teacher's place only so that merge weights by teacher keep their meaning as positions.
     corpora = {name: f"part-{index + 1}" for index, name in enumerate(setting.teachers)}
-    return [_alternate(setting, do, "shuffled", parts, corpora)]
+    return [_alternate(setting, do, setting.name, parts, corpora, _qualities(setting))]
+
+
+def splits(setting: Setting, do: Do) -> list[Distilled]:
+    """MoT's loop on random parts of one teacher's corpus, as many as there are teachers: branching and merging without a
+    second teacher (the reviewers' question whether consensus is more than averaging). A student a teacher."""
+    num_parts = len(setting.teachers)
+    # Parts of one corpus are alike: weights that belong to teachers have no meaning for them.
+    own = setting.spec.merge
+    merge = Merge(barrier=own.barrier) if own.weights is not None or own.weights_by is not None else own
+    paths = []
+    for name in setting.teachers:
+        parts = shuffled_corpora_step(setting.corpora, [name], setting.seed, num_parts)
+        do(parts)
+        corpora = {f"part-{index + 1}": f"part-{index + 1}" for index in range(num_parts)}
+        paths.append(_alternate(setting, do, f"{setting.name}/{name}", parts, corpora, None, merge))
+    return paths
+
+
+def shrunk(setting: Setting, do: Do) -> list[Distilled]:
+    """Each STD student with its update divided by the number of teachers: θ₀ + (θ_STD − θ₀) / K. What is left of a
+    merge's effect if averaging did nothing but shrink one teacher's update. No step of its own is trained."""
+    last, merge = setting.spec.rounds, Merge(rule="task_arithmetic", parameters={"scale": 1.0 / len(setting.teachers)})
+    paths = []
+    for name in setting.teachers:
+        branch = setting.full_branch(
+            [name], num_steps=setting.path_length, teacher=name,
+            label=f"finetune {name}, {setting.path_length} steps, seed {setting.seed}",
+        )  # fmt: skip
+        do(branch)
+        label = f"{setting.name}/{name}"
+        merged = merge_step(
+            setting.spec, setting.start, {name: branch}, label=f"shrink {name}, seed {setting.seed}",
+            facts={"method": label, "seed": setting.seed, "round": last, "budget": setting.budget},
+            corpora=setting.corpora, corpus_names=[name], merge=merge,
+        )  # fmt: skip
+        do(merged)
+        paths.append(
+            Distilled(
+                label, {last: StudentAt(merged)}, {last: setting.path_length}, (branch,), ((last, merged),), name, last
+            )
+        )
+    return paths
 
 
 def merge_once(setting: Setting, do: Do) -> list[Distilled]:
     """One-shot merge: K branches trained apart for the full length, merged once at the end."""
     branches = {
         name: setting.full_branch(
-            [name], num_steps=setting.path_length, teacher=name, method="merge_once",
+            [name], num_steps=setting.path_length, teacher=name,
             label=f"finetune {name}, {setting.path_length} steps, seed {setting.seed}",
         )
         for name in setting.teachers
@@ -36,21 +79,24 @@ def merge_once(setting: Setting, do: Do) -> list[Distilled]:
     last = setting.spec.rounds
     merged = merge_step(
         setting.spec, setting.start, branches, label=f"merge once, seed {setting.seed}",
-        facts={"method": "merge_once", "seed": setting.seed, "round": last, "budget": setting.budget},
+        facts={"method": setting.name, "seed": setting.seed, "round": last, "budget": setting.budget},
         round_index=last, seed=setting.seed, corpora=setting.corpora, corpus_names=setting.teachers,
         qualities=_qualities(setting),
     )  # fmt: skip
     do(merged)
     return [
         Distilled(
-            "merge_once", {last: StudentAt(merged)}, {last: setting.path_length}, tuple(branches.values()),
+            setting.name, {last: StudentAt(merged)}, {last: setting.path_length}, tuple(branches.values()),
             ((last, merged),), final_round=last,
         )
     ]  # fmt: skip
 
 
-def _alternate(setting: Setting, do: Do, method: str, corpora: Step, corpus_of: dict[str, str]) -> Distilled:
-    """θₜ ← Σₖ wₖ SFT(θₜ₋₁, D_k) for t = 1…T."""
+def _alternate(
+    setting: Setting, do: Do, method: str, corpora: Step, corpus_of: dict[str, str],
+    qualities: dict[str, Step] | None, merge: Merge | None = None,
+) -> Distilled:  # fmt: skip
+    """θₜ ← Σₖ wₖ SFT(θₜ₋₁, D_k) for t = 1…T; `merge`, where given, in place of the spec's."""
     spec, student = setting.spec, setting.start
     rounds: dict[int, StudentAt] = {}
     all_branches: list[Step] = []
@@ -72,7 +118,7 @@ def _alternate(setting: Setting, do: Do, method: str, corpora: Step, corpus_of: 
         merged = merge_step(
             spec, student, branches, label=f"merge, {method} {where}", facts={**facts, "seed": setting.seed},
             round_index=round_index, seed=setting.seed, previous=merges[-1][1] if merges else None, corpora=corpora,
-            corpus_names=list(corpus_of.values()), qualities=_qualities(setting),
+            corpus_names=list(corpus_of.values()), qualities=qualities, merge=merge,
         )  # fmt: skip
         do(merged)
         student = StudentAt(merged)

@@ -109,7 +109,8 @@ def fine_tune(job: BranchJob, ranks: Ranks, report: Report) -> dict[str, Any]:
     if spec.get("keeps_optimizer"):
         write_state(trainee.model, trainee.optimizer, work_dir, ranks)
     snapshots.publish(len(log))
-    publish_student(trainee.model, tokenizer, work_dir, settings, ranks, job.locator, job.revision)
+    with trainee.published_weights():
+        publish_student(trainee.model, tokenizer, work_dir, settings, ranks, job.locator, job.revision)
     if ranks.first:
         write_jsonl(work_dir / TRAINING_LOG, log)
     counts = {**_counts(trainee, corpus, len(held_out), log), "tokens_per_second": trained / max(1e-9, seconds)}
@@ -182,9 +183,10 @@ class Snapshots:
     def _take(self, done: int) -> None:
         job, trainee = self.job, self.trainee
         unfinished = self.scratch / ".unfinished"
-        publish_student(
-            trainee.model, self.tokenizer, unfinished, job.training, trainee.ranks, job.locator, job.revision
-        )
+        with trainee.published_weights():
+            publish_student(
+                trainee.model, self.tokenizer, unfinished, job.training, trainee.ranks, job.locator, job.revision
+            )
         if trainee.ranks.first:
             shutil.rmtree(self.scratch / f"step-{done}", ignore_errors=True)  # taken again after an older checkpoint
             unfinished.rename(self.scratch / f"step-{done}")

@@ -130,6 +130,8 @@ def memory_of(config: Mapping[str, Any], training: Training, largest: Pass) -> d
         # autocast keeps a bf16 copy of each matrix until the backward pass has used it.
         weights += 2 * (sizes.in_matrices + sizes.vocabulary * sizes.hidden)
     moments = trained * (_ADAMW8BIT_BYTES if training.optimizer == "adamw8bit" else 2 * (2 if pure else 4))
+    if training.ema_decay is not None:
+        moments += trained * (2 if pure else 4)
     if training.devices > 1:
         weights, gradients, moments = (part / training.devices for part in (weights, gradients, moments))
         # Gathered for their use: what is outside the layers throughout, one layer and the next, one layer's gradient.

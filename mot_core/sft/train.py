@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ from mot_core.sft.tokens import Example
 from mot_core.spec import Training
 
 StepLog = dict[str, float]
+AVERAGE = "average"
+"""The name of the averaged weights in the optimizer's state."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,49 @@ class Trainee:
                 f"{name}: loss is {loss_value}, gradient norm {norm}; expected finite numbers; "
                 "lower the learning rate or add warm-up"
             )
-        self.optimizer.step()
+        with self._averaging():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return {
             "loss": loss_value, "grad_norm": norm, "learning_rate": rate, "tokens": num_tokens,
             "input_tokens": sum(len(example.input_ids) for example in batch),
         }  # fmt: skip
+
+    @contextlib.contextmanager
+    def _averaging(self) -> Iterator[None]:
+        """Around an optimizer step: move the average of the weights towards where the step took them, where one is kept.
+        It lies with the optimizer's state, so that checkpoints hold it: θ̄ ← d θ̄ + (1 − d) θ, from the start on."""
+        decay = self.settings.ema_decay
+        if decay is None:
+            yield
+            return
+        state = self.optimizer.state
+        averages = [state[p][AVERAGE] if AVERAGE in state[p] else p.detach().clone() for p in self.parameters]
+        for parameter in self.parameters:
+            state[parameter].pop(AVERAGE, None)  # AdamW takes a parameter without any state for a fresh one
+        yield
+        for parameter, average in zip(self.parameters, averages, strict=True):
+            state[parameter][AVERAGE] = average.lerp_(parameter.detach(), 1.0 - decay)
+
+    @contextlib.contextmanager
+    def published_weights(self) -> Iterator[None]:
+        """Inside, the model has the weights that are published: the average where one is kept, else its own."""
+        if self.settings.ema_decay is None:
+            yield
+            return
+        averages = [self.optimizer.state[parameter][AVERAGE] for parameter in self.parameters]
+        self._exchange(averages)
+        try:
+            yield
+        finally:
+            self._exchange(averages)
+
+    def _exchange(self, averages: list[Any]) -> None:
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, averages, strict=True):
+                own = parameter.detach().clone()
+                parameter.copy_(average)
+                average.copy_(own)
 
     def held_out_loss(self, examples: list[Example]) -> float:
         """The mean loss over the tokens of examples that are not trained on."""

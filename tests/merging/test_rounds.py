@@ -157,7 +157,7 @@ def test_methods_pass_on_what_rules_need(pico_models: Path) -> None:
     given = {f"verdicts/{name}": Step("verdicts", {"of": name}) for name in ("ann", "bob")}
     corpora = Step("corpora", {}, tuple(given.items()))
     world = World(ModelRef("s", str(pico_models / "student")), "tokenizer", {}, {}, ())
-    setting = Setting(spec, world, corpora, "matched_path", 1, 1e-3)
+    setting = Setting("mot", spec, world, corpora, "matched_path", 1, 1e-3)
     for method in (mot, shuffled, merge_once):
         (path,) = method(setting, lambda *steps: None)
         for place, (round_index, merge) in enumerate(path.merges):

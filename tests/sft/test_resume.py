@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all in bf16": {"precision": "pure_bfloat16"},
     "adapters with dropout": {"lora": ADAPTERS},
     "adapters with dropout, bf16": {"lora": ADAPTERS, "precision": "bfloat16"},
+    "averaged weights": {"ema_decay": 0.7},
     "early stop": {"early_stop": {"held_out_share": 0.3, "every_steps": 1, "patience": 1}, "learning_rate": 0.03},
     "carried moments": {"extra": {"keeps_optimizer": True, "optimizer_weights": [1.0]}},
     "8-bit moments": {"optimizer": "adamw8bit", "weight_decay": 0.1},
