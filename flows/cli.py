@@ -137,6 +137,81 @@ def tune(
     console.print(preset_lines(experiment, sweep), markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: mot study rounds --full --store ./store; one of your own: mot study my_module:STUDY")
+def study(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="a study's name (mot studies lists them)")],
+    size: Annotated[str, typer.Option(help="smoke, lab, full, paper, or another that the study has")] = "lab",
+    full: Annotated[bool, typer.Option("--full", help="the same as --size full")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="base.FIELD=… or options.FIELD=…")
+    ] = None,
+    store: StoreOption = Path("store"), workers: WorkersOption = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="show what would run and what it costs, and stop")] = False,
+) -> None:  # fmt: skip
+    """Run a study of the paper's claims to its figure, table and paragraph; started again, it goes on, and what another
+    run has computed is not computed again."""
+    from flows.live import LiveView
+    from flows.run import RunOptions
+    from flows.studies import study_named
+    from flows.studies.base import setup_of
+    from flows.studies.run import run_study
+
+    console = _console()
+    chosen = study_named(name)
+    setup = setup_of(chosen, "full" if full else size, set_ or (), str(store))
+    if plan_only:
+        import os
+
+        from flows.show import study_plan_table
+        from flows.studies.run import plan_study
+        from mot_core.artifacts import Store
+
+        opened = Store(store) if (store / "store.json").is_file() else None
+        plans = plan_study(chosen, setup, opened, workers or len(os.sched_getaffinity(0)))
+        console.print(study_plan_table(chosen, setup, plans))
+        return
+    with LiveView(console) as view:
+        run_dir = run_study(chosen, setup, RunOptions(store, workers), view.watch, view.announce)
+    _show_study(run_dir, console)
+
+
+@app.command()
+def studies() -> None:
+    """List the studies: what each asks, and the sizes it has."""
+    from flows.studies import STUDIES, study_named
+    from flows.studies.base import study_sizes
+
+    for name in STUDIES:
+        one = study_named(name)
+        print(f"{name} ({one.claim}; {', '.join(study_sizes(name))})\n  {one.question}")
+
+
+@app.command(epilog="Example: mot findings docs/findings.md --store ./store")
+def findings(
+    document: Annotated[
+        Path, typer.Argument(metavar="DOCUMENT.md", help="with <!-- study NAME SIZE --> … <!-- end -->")
+    ],
+    store: StoreOption = Path("store"),
+) -> None:
+    """Put the newest runs of studies into a document's marked places: paragraph, figure and table."""
+    from flows.studies.findings import write_findings
+    from mot_core.artifacts import Store
+
+    for name in write_findings(Store(store), document):
+        print(name)
+
+
+def _show_study(run_dir: Path, console: Console) -> None:
+    import json
+
+    from flows.show import study_table
+
+    record = json.loads((run_dir / "study.json").read_text())
+    console.print(study_table(record))
+    console.print(record["text"], markup=False, highlight=False)
+    print(run_dir / "study.html")
+
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or how it begins")]
 
 
@@ -159,6 +234,36 @@ def report(run: RunArgument, store: StoreOption = Path("store")) -> None:
 
     run_dir = find_run_dir(Store(store), run)
     print(write_report(load_results(run_dir), run_dir))
+
+
+@app.command(epilog="Example: mot regrade lab --grader math --grader my_graders:strict")
+def regrade(
+    run: RunArgument,
+    grader: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|MODULE:FUNCTION", help="may be given again; absent: each benchmark's own, as installed"),
+    ] = None,
+    store: StoreOption = Path("store"), workers: WorkersOption = None,
+) -> None:  # fmt: skip
+    """Recompute a run's verdicts and scores from its raw completions, by this installation's graders or others: no model
+    is loaded, nothing is asked, and what is published stays as it is."""
+    import os
+
+    from flows.regrade import regraded_tables
+    from mot_core.artifacts import Store
+    from mot_core.regrading import INSTALLED
+    from mot_core.regrading import regrade as regrade_run
+    from mot_core.runs import find_run_dir
+
+    opened, console = Store(store), _console()
+    run_dir = find_run_dir(opened, run)
+    for name in grader or [INSTALLED]:
+        found = regrade_run(
+            opened, run_dir, name, num_workers=workers or len(os.sched_getaffinity(0)),
+            tell=lambda line: console.print(line, markup=False, highlight=False),
+        )  # fmt: skip
+        for part in regraded_tables(found, run_dir):
+            console.print(part)
 
 
 @app.command(epilog="Example: mot logs lab 'finetune running-total'")
@@ -332,6 +437,26 @@ def migrate(store: StoreOption = Path("store")) -> None:
     print(f"{store}: up to date; {carried} completions carried over")
 
 
+@app.command(epilog="Example: mot benchmarks")
+def benchmarks() -> None:
+    """The benchmarks that a spec may name ({benchmark: NAME}): source, how they are asked and graded, licence."""
+    from rich.table import Table
+
+    from mot_core.evaluation.catalogue import CATALOGUE
+    from mot_core.spec import Benchmark
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("benchmark", "source", "problems", "dev", "k", "tokens", "grader", "licence"):
+        table.add_column(column, overflow="fold")
+    for name, entry in CATALOGUE.items():
+        asked = Benchmark.model_validate({"benchmark": name})
+        table.add_row(
+            name, entry.source, str(entry.num_problems), "yes" if asked.has_dev else "no", str(asked.k),
+            f"{asked.sampling.max_completion_tokens:,}", asked.grader, asked.license or "–",
+        )  # fmt: skip
+    _console().print(table)
+
+
 @app.command(epilog="Example: mot doctor")
 def doctor(store: StoreOption = Path("store")) -> None:
     """Check versions, devices, memory, disk and servers; say what is missing for which feature."""
@@ -345,12 +470,15 @@ def doctor(store: StoreOption = Path("store")) -> None:
 def forge(
     out: Annotated[Path, typer.Option(help="an empty or new directory")] = Path("forged"),
     model: Annotated[list[str] | None, typer.Option(help="only this model; may be given again")] = None,
+    recipe: Annotated[str, typer.Option(help="which laboratory: first, or later (times of day)")] = "first",
     quick: Annotated[bool, typer.Option(help="a few steps only: files, not models that can do sums")] = False,
 ) -> None:
-    """Train the laboratory's models again from the frozen recipe, and measure their levels."""
+    """Train a laboratory's models again from its frozen recipe, and measure their levels."""
     from mot_core.lab.forge import forge as forge_models
+    from mot_core.lab.recipe import recipe_named
 
-    forge_models(out, names=model, quick=quick, progress=lambda line: print(line, flush=True))
+    chosen = recipe_named(recipe)
+    forge_models(out, names=model, quick=quick, progress=lambda line: print(line, flush=True), recipe=chosen)
 
 
 @lab.command(epilog="Example: mot lab smollm --out models/smollm2-135m-instruct")

@@ -42,7 +42,7 @@ def _versions() -> list[Check]:
             found.append(Check(name, metadata.version(name), use, True))
         except metadata.PackageNotFoundError:
             found.append(Check(name, "absent", use, False))
-    return [*found, _vllm()]
+    return [*found, _vllm(), _lm_eval()]
 
 
 def _vllm() -> Check:
@@ -60,6 +60,23 @@ def _vllm() -> Check:
         return Check("vllm", str(error), use, False)
     done = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
     return Check("vllm", done.stdout.strip() or f"{python} did not answer", use, done.returncode == 0)
+
+
+def _lm_eval() -> Check:
+    """lm-evaluation-harness too may live in an environment of its own."""
+    from mot_core.evaluation.harness import harness_python
+
+    ask = (
+        "from importlib.metadata import distributions as d; "
+        "print(next((x.version for x in d() if x.name.replace('-', '_') == 'lm_eval'), 'absent'))"
+    )
+    use = "evaluation.harness (optional; MOT_LM_EVAL_PYTHON names its interpreter)"
+    try:
+        python = harness_python()
+    except WorkerError as error:
+        return Check("lm-eval", str(error), use, False)
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
+    return Check("lm-eval", done.stdout.strip() or f"{python} did not answer", use, done.returncode == 0)
 
 
 def _machine(store: Path) -> list[Check]:

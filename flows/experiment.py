@@ -18,6 +18,7 @@ from mot_core.dag import (
     completions_step,
     corpora_step,
     evaluation_step,
+    harness_step,
     judgements_step,
     overlap_step,
     path_snapshots,
@@ -26,6 +27,7 @@ from mot_core.dag import (
 )
 from mot_core.methods import Distilled, Setting, method_named
 from mot_core.spec import Experiment, Teacher
+from mot_core.spec import Harness as HarnessSpec
 from mot_core.spec import Method as MethodSpec
 from mot_core.steps import Step
 from mot_core.world import JUDGE, UNTRAINED_STUDENT, World
@@ -38,11 +40,13 @@ class Evaluated:
     method: str
     budget: str
     seed: int
-    round_index: int
+    round_index: float
     is_final: bool
     student: StudentAt
     path: Distilled
     evaluations: tuple[tuple[str, str, Step], ...]
+    harness: tuple[tuple[HarnessSpec, Step], ...] = ()
+    """What lm-evaluation-harness measures of a final student."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +138,17 @@ def evaluate(
     spec: Experiment, world: World, budget: str, seed: int, method: MethodSpec, path: Distilled, do: Do,
     touch_test: bool,
 ) -> list[Evaluated]:  # fmt: skip
-    """The path's students on the dev split, round by round; only its final one on the test split."""
+    """The path's students on the dev split, round by round, and inside rounds where that is asked for; only its final one
+    on the test split."""
     final_round = path.final_round if path.final_round is not None else spec.final_round
     evaluated = []
     for round_index, student in path.rounds.items():
         is_final = round_index == final_round
-        splits = ["dev"] if is_final or _asked_for(spec, method.name, round_index) else []
+        splits = ["dev"] if is_final or _asked_for(spec, method.name, path, round_index) else []
         if is_final and touch_test:
             splits.append("test")
         facts = {"method": path.label, "seed": seed, "round": round_index, "budget": budget}
-        what = f"{path.label} round {round_index}" if round_index else path.label
+        what = f"{path.label} round {round_index:g}" if round_index else path.label
         evaluations = tuple(
             (benchmark.name, split, evaluation_step(
                 spec, world, benchmark, student, on=split, facts=facts,
@@ -151,14 +156,23 @@ def evaluate(
             ))
             for split in splits for benchmark in spec.evaluation.benchmarks if benchmark.has_dev or split == "test"
         )  # fmt: skip
+        harness = tuple(
+            (entry, harness_step(world, entry, student, facts=facts, label=f"evaluate {what}, seed {seed}, {entry.name} (lm-eval)"))
+            for entry in (spec.evaluation.harness if "test" in splits else ())
+        )  # fmt: skip
         if evaluations:
-            do(*[step for _, _, step in evaluations])
-            evaluated.append(Evaluated(method.name, budget, seed, round_index, is_final, student, path, evaluations))
+            do(*[step for _, _, step in evaluations], *[step for _, step in harness])
+            evaluated.append(
+                Evaluated(method.name, budget, seed, round_index, is_final, student, path, evaluations, harness)
+            )
     return evaluated
 
 
-def _asked_for(spec: Experiment, method_name: str, round_index: int) -> bool:
+def _asked_for(spec: Experiment, method_name: str, path: Distilled, round_index: float) -> bool:
     along = spec.evaluation.path
     if along.methods is not None and method_name not in along.methods:
         return False
+    is_snapshot = path.rounds[round_index].subdirectory is not None
+    if along.every_steps is not None and is_snapshot and path.path_steps[round_index] % along.every_steps == 0:
+        return True
     return along.rounds == "all" or (along.rounds != "last" and round_index in along.rounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.experiment import Outline
+from flows.experiment import Evaluated, Outline
 from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
 from mot_core.provenance import git_commit, host_facts, package_versions
@@ -34,6 +34,7 @@ def index_of(
                      "problems": step.parent("problems").identity}
                     for name, split, step in student.evaluations
                 ],
+                **_harness(student),
                 "branches": [
                     {"identity": b.identity, "name": b.facts["teacher"] or "union", "round": b.facts.get("round", 0)}
                     for b in path.branches
@@ -61,6 +62,15 @@ def index_of(
             "flow_run_id": invocation.flow_run_id,
         },
     }  # fmt: skip
+
+
+def _harness(student: Evaluated) -> dict[str, Any]:
+    """What lm-evaluation-harness measured; without it, no entry."""
+    rows = [
+        {"name": entry.name, "role": entry.role, "metric": entry.metric, "split": "test", "identity": step.identity}
+        for entry, step in student.harness
+    ]
+    return {"harness": rows} if rows else {}
 
 
 def _step_row(step: Step, invocation: Invocation) -> dict[str, Any]:

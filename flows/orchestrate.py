@@ -15,7 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.experiment import Evaluated, Outline, experiment
 from mot_core.spec import Experiment
 from mot_core.steps import Step
-from tasks.artifacts import report, score_table
+from tasks.artifacts import report, score_table, study_report
 from tasks.guard import guard_server
 from tasks.invocation import Invocation, invocation_of
 from tasks.stages import TASKS
@@ -72,6 +72,7 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     invocation.flow_run_id = str(flow_run.id)
     guard_server()
     experiment_spec = Experiment.model_validate(spec)
+    assert invocation.world is not None
     do = Submitter(invocation)
     outline = experiment(experiment_spec, invocation.world, do)
     tables = [
@@ -94,13 +95,31 @@ def run_sweep(spec: dict[str, Any], run_id: str) -> None:
 
     invocation = invocation_of(run_id)
     guard_server()
+    assert invocation.world is not None
     do = Submitter(invocation)
     for variant in sweep_specs(Experiment.model_validate(spec)).values():
         experiment(variant, invocation.world, do, touch_test=False)
     raise_first_failure(invocation, do, [])
 
 
-def by_round(outline: Outline) -> dict[int, list[Evaluated]]:
+@_flow("mot-study")  # type: ignore[untyped-decorator]
+def run_study(name: str, run_id: str) -> None:
+    """Run a study's phases under a registered invocation, then conclude it.
+
+    Raises:
+        MotError: the first failure, once the steps that were computing have ended.
+    """
+    invocation = invocation_of(run_id)
+    invocation.flow_run_id = str(flow_run.id)
+    guard_server()
+    do = Submitter(invocation)
+    for submit in invocation.phases:
+        submit(do)
+        raise_first_failure(invocation, do, [])
+    study_report(run_id, name)
+
+
+def by_round(outline: Outline) -> dict[float, list[Evaluated]]:
     """The evaluated students by round, in order."""
     rounds = sorted({evaluated.round_index for evaluated in outline.students})
     return {r: [evaluated for evaluated in outline.students if evaluated.round_index == r] for r in rounds}

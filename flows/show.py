@@ -19,6 +19,7 @@ from mot_core.runs import SUMMARY, read_index
 
 if TYPE_CHECKING:
     from flows.doctor import Check
+    from flows.studies.base import Cell, Setup, Study
     from flows.tune import Sweep
 
 
@@ -46,6 +47,34 @@ def plan_tables(plan: Plan, list_steps: bool) -> Iterator[Table]:
         _time(sum(row["seconds"] for row in rows)),
     )  # fmt: skip
     yield table
+
+
+def study_plan_table(study: Study, setup: Setup, plans: list[tuple[Cell, Plan]]) -> Table:
+    """A study's cells: steps to run and to reuse, tokens and time, a shared step in the first cell that has it."""
+    phases = f", phase 1 of {len(study.phases)}" if len(study.phases) > 1 else ""
+    table = _table(f"study {study.name}, size {setup.size}{phases}", "cell", "run", "reuse", "tokens", "FLOPs", "disk", "time")
+    total = [0.0] * 6
+    for cell, made in plans:
+        stages = made.by_stage()
+        row = [sum(stage[name] for stage in stages) for name in ("run", "reuse", "tokens", "flops", "disk_bytes", "seconds")]
+        total = [before + value for before, value in zip(total, row, strict=True)]
+        table.add_row(cell.name, *_plan_cells(row))
+    table.add_section()
+    table.add_row("all", *_plan_cells(total))
+    return table
+
+
+def _plan_cells(row: list[float]) -> list[str]:
+    run, reuse, tokens, flops, disk, seconds = row
+    return [f"{run:.0f}", f"{reuse:.0f}", f"{tokens:,.0f}", f"{flops:.2g}", _bytes(int(disk)), _time(seconds)]
+
+
+def study_table(record: dict[str, Any]) -> Table:
+    """A study's table."""
+    table = _table(f"{record['study']}, size {record['size']}", *record["columns"])
+    for row in record["rows"]:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 def node_tables(plan: NodePlan, list_steps: bool) -> Iterator[Table | Text]:
@@ -204,6 +233,8 @@ def _table(title: str, *columns: str) -> Table:
 def _score(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return "–"
+    if entry["ci95"] is None:
+        return f"{entry['avg_at_k']:.3f}"
     low, high = entry["ci95"]
     return f"{entry['avg_at_k']:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -22,7 +22,10 @@ from mot_core.workers.pool import visible_devices
 from mot_core.world import World, resolve
 from tasks.invocation import Watcher
 
-RULE = "highest mean of the home benchmarks' dev avg@k, over a method's students; ties go to the lower rate"
+RULES = {
+    "mean": "highest mean of the home benchmarks' dev avg@k, over a method's students; ties go to the lower rate",
+    "best": "highest mean of the home benchmarks' dev avg@k, of a method's best student; ties go to the lower rate",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ def sweep_specs(spec: Experiment) -> dict[float, Experiment]:
                 "training_seeds": (spec.tuning.training_seed,),
                 "budgets": ("matched_path",),
                 "evaluation": spec.evaluation.model_copy(
-                    update={"path": spec.evaluation.path.model_copy(update={"rounds": "last", "methods": None})}
+                    update={
+                        "path": spec.evaluation.path.model_copy(
+                            update={"rounds": "last", "methods": None, "every_steps": None}
+                        )
+                    }
                 ),
             }
         )
@@ -62,7 +69,7 @@ def sweep_outline(spec: Experiment, world: World) -> tuple[dict[float, Outline],
         outlines[rate], own = outline_of(variant, world, touch_test=False)
         steps.update({step.identity: step for step in own})
     evaluated = sorted(identity for identity, step in steps.items() if step.kind == "evaluation")
-    return outlines, list(steps.values()), fingerprint({"rule": RULE, "evaluations": evaluated})
+    return outlines, list(steps.values()), fingerprint({"rule": RULES[spec.tuning.score], "evaluations": evaluated})
 
 
 def tune(
@@ -86,29 +93,35 @@ def tune(
     chosen = {method: max(sorted(rates), key=lambda rate: rates[rate]) for method, rates in scores.items()}
     sweep = Sweep(identity, scores, chosen)
     (store.root / "tuning").mkdir(exist_ok=True)
-    write_atomically(store.root / "tuning" / f"{identity}.json", canonical_json(record_of(sweep)) + "\n")
+    write_atomically(
+        store.root / "tuning" / f"{identity}.json", canonical_json(record_of(sweep, spec.tuning.score)) + "\n"
+    )
     return sweep
 
 
-def record_of(sweep: Sweep) -> dict[str, Any]:
-    """The sweep as JSON."""
+def record_of(sweep: Sweep, score: str) -> dict[str, Any]:
+    """The sweep as JSON, with the rule of `tuning.score`."""
     scores = {method: {str(rate): score for rate, score in rates.items()} for method, rates in sweep.scores.items()}
-    return {"identity": sweep.identity, "rule": RULE, "scores": scores, "chosen": sweep.chosen}
+    return {"identity": sweep.identity, "rule": RULES[score], "scores": scores, "chosen": sweep.chosen}
 
 
 def read_scores(spec: Experiment, outlines: dict[float, Outline], store: Store) -> dict[str, dict[float, float]]:
-    """Method → rate → mean dev score on the home benchmarks, over the method's students (STD has one a teacher)."""
+    """Method → rate → mean dev score on the home benchmarks, over the method's students or of its best one (STD has one a
+    teacher), as `tuning.score` says."""
     home = {benchmark.name for benchmark in spec.evaluation.benchmarks if benchmark.role == "home"}
     scores: dict[str, dict[float, float]] = {}
     for rate, outline in outlines.items():
-        by_method: dict[str, list[float]] = {}
+        by_method: dict[str, dict[str, list[float]]] = {}
         for student in outline.students:
             for name, split, step in student.evaluations:
                 manifest = store.manifest(step.identity)
                 if name in home and split == "dev" and manifest is not None:
-                    by_method.setdefault(student.method, []).append(manifest.counts["avg_at_k"])
-        for method, values in by_method.items():
-            scores.setdefault(method, {})[rate] = sum(values) / len(values)
+                    of = by_method.setdefault(student.method, {})
+                    of.setdefault(student.path.label, []).append(manifest.counts["avg_at_k"])
+        for method, by_student in by_method.items():
+            means = [sum(values) / len(values) for values in by_student.values()]
+            best = spec.tuning.score == "best"
+            scores.setdefault(method, {})[rate] = max(means) if best else sum(means) / len(means)
     return scores
 
 
@@ -126,7 +139,8 @@ def preset_lines(spec: Experiment, sweep: Sweep) -> str:
         fields += [f'import_path: "{method.import_path}"'] if method.import_path is not None else []
         lines.append(f"  - {{{', '.join(fields)}}}")
     lines += ["tuning:", f"  learning_rates: {sorted(spec.tuning.learning_rates)}",
-              f"  training_seed: {spec.tuning.training_seed}", f"  record: {sweep.identity}"]  # fmt: skip
+              f"  training_seed: {spec.tuning.training_seed}", f"  score: {spec.tuning.score}",
+              f"  record: {sweep.identity}"]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -78,7 +78,8 @@ def mapping_of(table: Mapping[str, Any]) -> dict[str, Column]:
             raise ProblemError(
                 f"columns: {ours!r} is none of ours; {nearest(ours, COLUMNS)}known: {', '.join(COLUMNS)}"
             )
-        mapping[ours] = Column.of(theirs, transform=mapping[ours].transform if ours in mapping else None)
+        kept = mapping[ours].transform if ours in mapping and not mapping[ours].together else None
+        mapping[ours] = Column.of(theirs, transform=kept)
     return mapping
 
 
@@ -101,7 +102,14 @@ class Reader:
         self.names = self.names or list(row.cells)
         if ours not in self.mapping:
             return None
-        for path in self.mapping[ours].paths:
+        column = self.mapping[ours]
+        if column.together:
+            cells = [cell_at(row.cells, path) for path in column.paths]
+            if any(cell is _ABSENT for cell in cells):
+                return None
+            self.found.add(ours)
+            return cells
+        for path in column.paths:
             cell = cell_at(row.cells, path)
             if cell is not _ABSENT:
                 self.found.add(ours)

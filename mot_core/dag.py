@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mot_core.errors import SpecError
+from mot_core.gym import gym_record
 from mot_core.identity import derive_seed
 from mot_core.merging.rules import rule_class
-from mot_core.spec import Benchmark, Experiment, Generation, Merge, ProblemSource, Teacher
+from mot_core.spec import Benchmark, Experiment, Generation, Harness, Merge, ProblemSource, Teacher
 from mot_core.steps import ModelRef, Step
 from mot_core.world import World
 
@@ -58,6 +60,8 @@ def problems_step(source: ProblemSource, files: Mapping[str, str], *, role: str,
         "role": role,
         "grader": grader,
     }
+    if source.gym is not None:
+        spec["gym"] = gym_record(source.gym)
     locators = {"file": file} if file is not None else {}
     return Step("problems", spec, label=label, facts={"stage": "problems"}, locators=locators)
 
@@ -256,6 +260,44 @@ def branch_step(
     )
 
 
+def on_policy_step(
+    spec: Experiment, world: World, student: StudentAt, problems: Step, teachers: Sequence[str], *, learning_rate: float,
+    seed: int, first_step: int, num_steps: int, snapshot_steps: list[int], label: str, facts: Mapping[str, Any],
+) -> Step:  # fmt: skip
+    """A student trained on what it writes to problems' questions, towards the distributions of teachers. These stand in the
+    order of their identities, so that naming them otherwise changes nothing; what `training` says of long rationales has no
+    meaning here and leaves no trace. `first_step` counts the steps before it on the path; the schedule is over its own."""
+    training, settings = spec.training, spec.on_policy
+    student_spec, student_parent, locators = student.bind()
+    models = sorted(((name, world.models[name]) for name in teachers), key=lambda one: one[1].identity)
+    record = {key: value for key, value in training.record().items() if key not in ("max_example_tokens", "too_long")}
+    return Step(
+        "on-policy",
+        {
+            **student_spec,
+            "teachers": [model.identity for _, model in models],
+            "on_policy": {
+                **settings.model_dump(mode="json"),
+                "max_completion_tokens": settings.max_completion_tokens
+                or spec.generation.sampling.max_completion_tokens,
+            },
+            "training": {**record, "learning_rate": learning_rate},
+            "order_seed": derive_seed("on-policy", seed, first_step),
+            "first_step": first_step,
+            "num_steps": num_steps,
+            "snapshot_steps": snapshot_steps,
+        },
+        (*student_parent, ("problems", problems)),
+        label=label,
+        facts={"stage": "training", "seed": seed, **facts},
+        locators={
+            **locators,
+            "teachers": [[name, model.locator, model.revision] for name, model in models],
+            "layout": {**training.layout_record(), "layout": "padded", "loss": "full"},
+        },
+    )
+
+
 def _optimizers(student: StudentAt, names: list[str], between_rounds: str, label: str) -> list[tuple[float, Step]]:
     """The branches of the round before whose moments a branch starts from, and their weights.
 
@@ -358,11 +400,31 @@ def evaluation_step(
             "batch_size": evaluation.batch_size,
             "max_failed_share": evaluation.max_failed_share,
             **({"engine": engine.record()} if engine is not None else {}),
+            **({"prompt": benchmark.prompt} if benchmark.prompt is not None else {}),
+            **({"system": benchmark.system} if benchmark.system is not None else {}),
         },
         (("problems", problems), *student_parent),
         label=label,
         facts={"stage": "evaluation", "benchmark": benchmark.name, "split": on, **facts},
         locators={**locators, **({"student_settings": engine.model_dump(mode="json")} if engine is not None else {})},
+    )
+
+
+def harness_step(world: World, entry: Harness, student: StudentAt, *, label: str, facts: Mapping[str, Any]) -> Step:
+    """What lm-evaluation-harness measures of a student. Its version enters, since tasks' definitions belong to it, and of a
+    folder of tasks the content; the entry's name, role and metric only say what tables make of the results."""
+    student_spec, student_parent, locators = student.bind()
+    spec = entry.model_dump(mode="json", exclude={"name", "role", "metric"})
+    if entry.include_path is not None:
+        spec["include_path"] = world.files[entry.include_path]
+        locators = {**locators, "include_path": str(Path(entry.include_path).expanduser().absolute())}
+    return Step(
+        "harness",
+        {**student_spec, **spec, "lm_eval": world.lm_eval},
+        student_parent,
+        label=label,
+        facts={"stage": "evaluation", "benchmark": entry.name, "split": "test", **facts},
+        locators=locators,
     )
 
 
@@ -372,5 +434,14 @@ def path_snapshots(spec: Experiment, method: str) -> list[int]:
     followed = along.methods is None or method in along.methods
     wanted = range(1, spec.rounds) if along.rounds == "all" else () if along.rounds == "last" else along.rounds
     wanted = wanted if followed else ()
-    kept = {r for r in wanted if isinstance(r, int)} | {spec.final_round}
-    return [r * spec.steps_per_round for r in sorted(kept) if r < spec.rounds]
+    last = spec.rounds * spec.steps_per_round
+    kept = {r * spec.steps_per_round for r in (*wanted, spec.final_round) if isinstance(r, int)}
+    if along.every_steps is not None and followed:
+        kept |= set(range(along.every_steps, last, along.every_steps))
+    return [step for step in sorted(kept) if step < last]
+
+
+def round_at(spec: Experiment, step: int) -> float:
+    """Where on the axis of rounds an optimizer step of a path lies: a whole number (an int) at a round's boundary."""
+    rounds, inside = divmod(step, spec.steps_per_round)
+    return rounds if inside == 0 else step / spec.steps_per_round

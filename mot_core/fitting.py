@@ -15,6 +15,7 @@ from mot_core.architectures import Architecture, architecture_of
 from mot_core.errors import SpecError
 from mot_core.nodes import GIB, Assumptions, Node
 from mot_core.sft.memory import Pass, memory_of
+from mot_core.sft.vocabulary import on_policy_teachers
 from mot_core.spec import Engine, Experiment, Model, Teacher
 from mot_core.spec_files import overridden
 
@@ -173,6 +174,27 @@ class Fitting:
         fields = f"{count} device(s), passes of up to {tokens:,} tokens (training.*)"
         return Need(what, "training", fields, count, parts, self._usable)
 
+    def on_policy(self, spec: Experiment) -> Need | None:
+        """A student and its teachers at the longest pass of an on-policy step, or at its sampling (docs/on-policy.md)."""
+        asked = on_policy_teachers(spec)
+        if not asked:
+            return None
+        training, settings, student = spec.training, spec.on_policy, self.models.of(spec.student, "student")
+        limit = settings.max_completion_tokens or spec.generation.sampling.max_completion_tokens
+        length = self.assume.longest_prompt_tokens + limit
+        padded = training.model_copy(update={"layout": "padded", "loss": "full", "devices": 1})
+        largest = Pass.expected(padded, length, limit)
+        parts: dict[str, float] = dict(memory_of(student.config, padded, largest))
+        teachers = [self.models.of(one, f"teachers.{one.name}") for one in asked]
+        parts["teachers"] = sum(one.weight_bytes(4.0 if training.precision == "float32" else 2.0) for one in teachers)
+        targets = len(teachers) if settings.target == "each" else 1
+        parts["divergence"] = 4.0 * (targets + 6) * largest.targets * student.config["vocab_size"]
+        passing = parts["activations"] + parts["logits"] + parts["divergence"]
+        parts["cache beyond a pass"] = max(0.0, 4.0 * training.batch_size * length * student.cache_values - passing)
+        parts["slack"] = self.assume.training_slack_gib * GIB
+        fields = f"one device, passes of up to {largest.rows * largest.length:,} tokens (training.*, on_policy.*)"
+        return Need(f"on-policy {spec.student.name}", "training", fields, 1, parts, self._usable)
+
     def _training_changes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         training = self.spec.training
         longest = training.max_example_tokens
@@ -299,6 +321,8 @@ class Fitting:
         if spec.corpus.judge is not None:
             works.append(self._teacher_work("corpus.judge", None, spec.corpus.judge))
         works.append(Work("training", self.training, *self._training_changes()))
+        passes = (f"training.micro_batch_tokens={spec.training.max_example_tokens}", CHECKPOINTING)
+        works.append(Work("on-policy", self.on_policy, passes, ("training.precision=pure_bfloat16",)))
         student, limit = self._as_asked(spec)
         works.append(
             self._sampling_work("evaluation", self.evaluation, student, "evaluation", limit, published_bytes(spec))

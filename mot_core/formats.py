@@ -8,6 +8,7 @@ by it. A cell that cannot be read raises `ValueError` with the reason, and the r
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ class Column:
     paths: tuple[str, ...]
     transform: Callable[[Any], Any] | None = None
     """From the cell to text, or to turns; absent: the cell as text (messages: as they are)."""
+    together: bool = False
+    """A column that is made of several: all of `paths` must be there, and `transform` gets the list of their cells."""
 
     @classmethod
     def of(cls, *paths: str, transform: Callable[[Any], Any] | None = None) -> Column:
@@ -116,6 +119,40 @@ def joined(cell: Any) -> str:
     return "\n\n".join(map(as_text, cell)) if isinstance(cell, (list, tuple)) else as_text(cell)
 
 
+_LETTERS = "ABCD"
+
+
+def lettered_choices(cells: Sequence[Any]) -> list[tuple[str, str]]:
+    """`(letter, choice)` of a question, its right answer and its wrong ones, in the order in which they are shown.
+
+    The order is that of a hash of question and choice, so it follows from the texts alone: no seed, no row number, and
+    nothing that says which one is right.
+
+    Raises:
+        ValueError: an empty choice, or a wrong answer that is the right one.
+    """
+    question, *choices = (as_text(cell).strip() for cell in cells)
+    if not all(choices):
+        raise ValueError(f"expected {len(choices)} choices, got an empty one")
+    if choices[0] in choices[1:]:
+        raise ValueError(f"the right answer is also a wrong one: {choices[0][:60]!r}")
+    ordered = sorted(choices, key=lambda choice: hashlib.sha256(f"{question}\x00{choice}".encode()).hexdigest())
+    return list(zip(_LETTERS, ordered, strict=True))
+
+
+def question_with_choices(cells: Sequence[Any]) -> str:
+    """A question and its lettered choices, one a line. Empty where there is no question."""
+    question = as_text(cells[0]).strip()
+    shown = "\n".join(f"{letter}. {choice}" for letter, choice in lettered_choices(cells))
+    return f"{question}\n\n{shown}" if question else ""
+
+
+def right_letter(cells: Sequence[Any]) -> str:
+    """The letter of the right answer, which is the cell after the question's."""
+    right = as_text(cells[1]).strip()
+    return next(letter for letter, choice in lettered_choices(cells) if choice == right)
+
+
 def turns_of(cell: Any) -> list[tuple[str, str, str]]:
     """`(role, reasoning, content)` of each turn of a chat: role and content, or from and value.
 
@@ -152,6 +189,8 @@ def answered_turn(cell: Any) -> tuple[str, str]:
         raise ValueError("expected an assistant turn, got none")
     return answered[-1]
 
+
+_GPQA = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 FORMATS: dict[str, Format] = {
     "boba": Format(
@@ -248,6 +287,15 @@ FORMATS: dict[str, Format] = {
             "id": Column.of("unique_id"),
         },
         "the card states no licence; columns are from cards of data made from it (lewtun/bon-prm-serverless-batched)",
+    ),
+    "gpqa": Format(
+        ("Idavidrein/gpqa",), "cc-by-4.0",
+        {
+            "question": Column(_GPQA, question_with_choices, together=True),
+            "answer": Column(_GPQA, right_letter, together=True),
+            "id": Column.of("Record ID"),
+        },
+        "the card's list of columns was read in a conversion of the same repository (refs/pr/3); gated",
     ),
     "gsm8k": Format(
         ("openai/gsm8k",), "mit",

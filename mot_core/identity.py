@@ -25,8 +25,12 @@ ALGORITHM_VERSIONS: dict[str, int] = {
     "corpora": 2,
     "shuffled-corpora": 1,
     "branch": 1,
+    "on-policy": 1,
     "merge": 1,
     "evaluation": 2,
+    "harness": 1,
+    "confidence": 1,
+    "landscape": 1,
 }
 
 

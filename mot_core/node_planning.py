@@ -29,9 +29,10 @@ from mot_core.world import JUDGE, UNTRAINED_STUDENT, World
 
 PUBLISHED_ROWS = {
     "math-ai/aime25": 30, "AI-MO/aimo-validation-aime": 90, "HuggingFaceH4/MATH-500": 500, "openai/gsm8k": 1319,
-    "lighteval/big_bench_hard": 250, "simplescaling/s1K-1.1": 1000,
+    "lighteval/big_bench_hard": 250, "simplescaling/s1K-1.1": 1000, "Idavidrein/gpqa": 198,
 }  # fmt: skip
-"""Rows of the split that benchmarks are made of, as the data sets' cards say (of big_bench_hard, in each task)."""
+"""Rows of the split that benchmarks are made of, as the data sets' cards say (of big_bench_hard, in each task; of gpqa, in
+gpqa_diamond)."""
 
 
 def imagined_world(spec: Experiment) -> World:
@@ -46,7 +47,8 @@ def imagined_world(spec: Experiment) -> World:
         models[JUDGE] = stand_in(spec.corpus.judge)
     models[UNTRAINED_STUDENT] = student
     sources = [spec.problems, *spec.evaluation.benchmarks]
-    files = {source.file: fingerprint({"planned": source.file}) for source in sources if source.file is not None}
+    places = [*(source.file for source in sources), *(entry.include_path for entry in spec.evaluation.harness)]
+    files = {place: fingerprint({"planned": place}) for place in places if place is not None}
     return World(student, fingerprint({"planned": spec.student.model}), models, files, removed=())
 
 
@@ -195,6 +197,8 @@ class NodeCosts:
             return self._sampling(step)
         if step.kind == "branch":
             return self._training(step)
+        if step.kind == "on-policy":
+            return self._on_policy(step)
         if step.kind == "merge":
             return self._merging(step)
         return NodeStep(step, devices_needed(step), disk_bytes=50_000)
@@ -226,6 +230,26 @@ class NodeCosts:
         if training.offload_activations:
             host += training.devices * self._offloaded(training)
         return NodeStep(step, training.devices, tokens, flops, disk, host, seconds)
+
+    def _on_policy(self, step: Step) -> NodeStep:
+        """Sampling with transformers, the teachers' reading and training, one after another (docs/on-policy.md)."""
+        training = Training.model_validate({**step.spec["training"], **step.locators["layout"]})
+        limit, assume, student = step.spec["on_policy"]["max_completion_tokens"], self.assume, self.student
+        length = assume.prompt_tokens + assume.share_of_limit * limit
+        names = {name for name, _, _ in step.locators["teachers"]}
+        teachers = [self.fitting.models.of(one, one.name) for one in self.spec.teachers if one.name in names]
+        tokens = step.spec["num_steps"] * training.batch_size * length
+        own, *read = (2.0 * model.active + attention_flops(model, length) for model in (student, *teachers))
+        passes = (2.0 if training.lora is not None else 3.0) + (1.0 if training.gradient_checkpointing else 0.0)
+        flops = tokens * (own * (1.0 + passes) + sum(read))
+        rate, seconds = self.node.gpu.rate("float32" if training.precision == "float32" else "bfloat16"), None
+        if rate and self.node.gpu.bandwidth is not None:
+            weights = student.weight_bytes(2.0 if training.precision == "pure_bfloat16" else 4.0)
+            one_token = max(weights / (self.node.gpu.bandwidth * assume.bandwidth_utilization), assume.step_seconds)
+            seconds = step.spec["num_steps"] * limit * one_token  # a batch runs until its longest completion ends
+            seconds += tokens * (own * passes + sum(read)) / (rate * assume.training_utilization)
+        disk = (1 + len(step.spec["snapshot_steps"])) * published_bytes(self.spec) * student.parameters
+        return NodeStep(step, devices_needed(step), tokens, flops, disk, 0.0, seconds)
 
     def _offloaded(self, training: Training) -> float:
         """Bytes that each device leaves in the host's memory at the longest pass."""

@@ -182,7 +182,7 @@ class Costs:
         made = self.published.get(identity)
         if made is None:
             return 0
-        if made.kind == "branch":
+        if made.kind in ("branch", "on-policy"):
             return int(made.counts.get("num_parameters", 0))
         return next(
             (self._trained_parameters(parent[1]) for parent in made.parents if parent[0].startswith("branch/")), 0
@@ -194,6 +194,8 @@ class Costs:
             return self._sampling(step)
         if step.kind == "branch":
             return self._training(step)
+        if step.kind == "on-policy":
+            return self._on_policy(step)
         if step.kind == "merge":
             size, branches = self.student, sum(role.startswith("branch/") for role, _ in step.parents)
             # The bound of docs/merging.md; inputs are mapped and outputs written at their places.
@@ -235,6 +237,29 @@ class Costs:
         kept = 1 + len(step.spec["snapshot_steps"])
         seconds = flops / (self.training_rate or DEFAULT_TRAINING_FLOPS)
         return tokens, flops, memory, kept * 4 * size.parameters, seconds
+
+    def _on_policy(self, step: Step) -> tuple[int, float, int, int, float]:
+        """By the formulas in docs/on-policy.md. The cache of sampling and what the backward pass needs are not held at once."""
+        size, teachers = self.student, [self.teachers.get(one, UNKNOWN_SIZE) for one in step.spec["teachers"]]
+        training = Training.model_validate({**step.spec["training"], **step.locators["layout"]})
+        limit = step.spec["on_policy"]["max_completion_tokens"]
+        completion = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
+        tokens = int(step.spec["num_steps"] * training.batch_size * (PROMPT_TOKENS + completion))
+        reading = 2.0 * sum(teacher.parameters for teacher in teachers) * tokens
+        sampling, gradients = 2.0 * size.parameters * tokens, 6.0 * size.parameters * tokens
+        largest = Pass.expected(training, PROMPT_TOKENS + completion, completion)
+        memory = 4 * sum(teacher.parameters for teacher in teachers)
+        if size.config:
+            parts = memory_of(size.config, training, largest)
+            targets = len(teachers) if step.spec["on_policy"]["target"] == "each" else 1
+            divergence = 4 * (targets + 6) * largest.targets * size.config["vocab_size"]
+            passing = parts["activations"] + parts["logits"] + divergence
+            cache = training.batch_size * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
+            memory += parts["weights"] + parts["gradients"] + parts["optimizer"] + max(passing, cache)
+        seconds = gradients / (self.training_rate or DEFAULT_TRAINING_FLOPS)
+        seconds += (sampling + reading) / (self.inference_rate or DEFAULT_INFERENCE_FLOPS)
+        kept = 1 + len(step.spec["snapshot_steps"])
+        return tokens, sampling + gradients + reading, memory, kept * 4 * size.parameters, seconds
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ def user_messages(question: str, system: str | None = None) -> list[Message]:
     return [*before, {"role": "user", "content": question}]
 
 
+def asked_question(prompt: str | None, question: str) -> str:
+    """What is asked with a benchmark's prompt, which has `{question}` in it; without a prompt the bare question."""
+    return question if prompt is None else prompt.replace("{question}", question)
+
+
 def assistant_message(rationale: Rationale) -> Message:
     return {"role": "assistant", "reasoning_content": rationale.reasoning, "content": rationale.answer}
 

@@ -8,7 +8,8 @@ Column vocabulary. `method` is one of `base`, `std/<teacher>`, `mtd`, `merge_onc
 `shuffled` (or a user's own). `budget` is `matched_path` or `matched_compute` (`base` appears under each
 budget that was run). `seed` is the training seed (`base` has one row a seed, all equal). `round` counts
 merges from 1, and 0 is the untrained student; a path without rounds counts the round boundary that it
-passed (after r × steps_per_round steps), so curves share an axis.
+passed (after r × steps_per_round steps), so curves share an axis. Inside a round, where `evaluation.path.every_steps`
+asks for it, `round` is steps / steps_per_round, no whole number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
     # One row per evaluated student and benchmark. `is_final` marks the student that the stopping rule chose.
-    # `split` is 'test' or 'dev'; `role` is 'home' or 'panel'. Shares are in [0, 1].
+    # `split` is 'test' or 'dev'; `role` is 'home' or 'panel'. Shares are in [0, 1]. `se_problems` is the standard error
+    # of avg_at_k over problems. What lm-evaluation-harness measured (docs/harness.md) has `benchmark` name/task, k = 1, its
+    # own metric and its standard error, and no more; there only metrics that are shares have rows.
     "scores": (
         "budget",
         "method",
@@ -35,6 +38,7 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "k",
         "num_problems",
         "avg_at_k",
+        "se_problems",
         "pass_at_k",
         "maj_at_k",
         "mean_completion_tokens",
@@ -44,7 +48,8 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "path_steps",
         "identity",
     ),
-    # One row per evaluated student, benchmark and problem: the unit of every paired test.
+    # One row per evaluated student, benchmark and problem: the unit of every paired test. Of the harness, one per document
+    # where the metric says right or wrong (`problem_id` is task/document, `majority_correct` is absent).
     "problem_scores": (
         "budget",
         "method",
@@ -58,7 +63,11 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "num_samples",
         "majority_correct",
     ),
-    # Final students on the test split, seeds pooled by problem. delta = a − b in avg@k; 95 % interval.
+    # Final students on the test split, seeds pooled by problem. delta = a − b in avg@k; 95 % interval. `test` says what
+    # the p-value is from: 'permutation', or 'mcnemar' (exact). `sd` is the deviation of the differences by problem, each
+    # over `num_samples` samples, and `sampling_share` what part of its square is noise of the samples (absent where one
+    # sample does not show it). `detectable` is the difference that is found with a power of 80 %, `problems_needed` the
+    # number of problems for one of 3 points; both are absent where all problems differ alike.
     "comparisons": (
         "budget",
         "a",
@@ -69,8 +78,14 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "ci_high",
         "p_value",
         "p_value_holm",
+        "test",
         "num_problems",
         "num_seeds",
+        "num_samples",
+        "sd",
+        "sampling_share",
+        "detectable",
+        "problems_needed",
     ),
     # Teacher × problem: how often a teacher was right, and whether the problem entered the matched corpora.
     "coverage": ("teacher", "family", "problem_id", "num_samples", "num_correct", "selected"),
@@ -98,7 +113,8 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
         "grader_failed",
         "judge_disagreement",
     ),
-    # Totals per method (sum over its own path; teachers' tokens are those of the corpora that it trains on).
+    # Totals per method (sum over its own path; teachers' tokens are those of the corpora that it trains on, and those that
+    # teachers read of what an on-policy student sampled, whose sampling and reading are in training_flops).
     "cost": (
         "budget",
         "method",

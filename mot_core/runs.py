@@ -31,6 +31,18 @@ def new_run_dir(store: Store, name: str, spec_identity: str) -> Path:
     raise AssertionError("unreachable")
 
 
+def store_of(run_dir: Path) -> Path:
+    """The store that a run's directory, or that of a cell of a study, lies in.
+
+    Raises:
+        StoreError: it lies in none.
+    """
+    for parent in run_dir.resolve().parents:
+        if (parent / "store.json").is_file():
+            return parent
+    raise StoreError(f"{run_dir} lies in no store (no store.json above it); give a run's directory in its store")
+
+
 def find_run_dir(store: Store, run: str) -> Path:
     """A run's directory by its id, or by the start of its id (the newest that fits).
 

@@ -9,8 +9,9 @@ One file, longer than most: whoever writes a spec finds every field in it.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,8 +22,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BudgetName = Literal["matched_path", "matched_compute"]
 Scalar = bool | int | float | str
 
-BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled", "shrunk", "splits")
-TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled", "splits")
+BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled", "shrunk", "splits", "opd", "mot_opd")  # fmt: skip
+TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled", "splits", "opd", "mot_opd")
 
 
 class Spec(BaseModel):
@@ -195,16 +196,25 @@ class Teacher(Model):
 
 
 class Student(Model):
-    """The model that is distilled into; every round starts from it or from its last merge."""
+    """The model that is distilled into; every round starts from it or from its last merge. It is trained on bare questions,
+    without a system message, and asked them so by every benchmark that gives no `prompt` and no `system`."""
 
 
 Split = Literal["train", "dev", "test"]
 
 
+class Gym(Spec):
+    """A data set of the installed reasoning-gym. Problems are drawn with the source's `seed`, and graded by `gym`."""
+
+    dataset: str = Field(min_length=1, description="reasoning-gym's name of it, e.g. chain_sum")
+    settings: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="its own, where they differ from its defaults")
+
+
 class ProblemSource(Table):
-    """Where problems come from: exactly one of `families`, `file`, `hub`, `import_path`."""
+    """Where problems come from: exactly one of `families`, `gym`, `file`, `hub`, `import_path`."""
 
     families: tuple[str, ...] | None = Field(None, description="laboratory problem families")
+    gym: Gym | None = Field(None, description="a data set of reasoning-gym")
     import_path: str | None = Field(None, description="package.module:function(split, num_problems, seed)")
     num_problems: int | None = Field(None, ge=1, description="in all, shared evenly between families; absent: all rows")
     split: Split = "train"
@@ -218,12 +228,13 @@ class ProblemSource(Table):
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemSource:
-        given = [name for name in ("families", "file", "hub", "import_path") if getattr(self, name) is not None]
+        sources = ("families", "gym", "file", "hub", "import_path")
+        given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of families, file, hub, import_path; got {given or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(sources)}; got {given or 'none'}")
         if self.families is not None and len(set(self.families)) != len(self.families):
             raise ValueError(f"families repeats a name: {list(self.families)}")
-        if self.num_problems is None and given[0] in ("families", "import_path"):
+        if self.num_problems is None and given[0] in ("families", "gym", "import_path"):
             raise ValueError(f"{given[0]} needs num_problems")
         return self
 
@@ -507,6 +518,7 @@ class Method(Spec):
     learning_rate_scale: float | None = Field(
         None, gt=0.0, description="of a variant: times the rate of the method that it is a variant of"
     )
+    teachers: tuple[Name, ...] | None = Field(None, min_length=1, description="whose corpora it has; absent: all")
     training: dict[str, Scalar | None] = Field({}, description="fields of training that differ for this method")
     import_path: str | None = Field(None, description="a method of your own: package.module:function")
 
@@ -528,8 +540,15 @@ class Method(Spec):
         return self.variant_of or self.name
 
 
+# A brace after a letter or a brace is TeX's: \boxed{answer}, \frac{a}{b}.
+_PLACEHOLDER = re.compile(r"(?<![A-Za-z}])\{(\w*)\}")
+
+
 class Benchmark(ProblemSource):
-    """Problems with a grader, asked k times each."""
+    """Problems with a grader, asked k times each. `benchmark: NAME` stands for the fields of a published one's entry in
+    `mot_core.evaluation.catalogue`, under those that are given."""
+
+    SHORTHANDS: ClassVar[tuple[str, ...]] = ("benchmark",)
 
     name: Name
     role: Literal["home", "panel"] = Field("home", description="home: what is distilled; panel: what may be forgotten")
@@ -537,7 +556,34 @@ class Benchmark(ProblemSource):
     k: int = Field(4, ge=1, description="the k of avg@k: how many samples of a problem are averaged")
     num_samples: int | None = Field(None, ge=1, description="samples drawn a problem; absent: k")
     sampling: Sampling = Sampling()
-    grader: str = Field("family", description="a registered grader, or package.module:function")
+    grader: str = Field("family", description="a registered grader, or package.module:function; of a gym: gym")
+    prompt: str | None = Field(
+        None, description="what a student is given, with {question} in it; absent: the bare question, as in training"
+    )
+    system: str | None = Field(None, description="a system message before every question; absent: none, as in training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "benchmark" in given:
+            from mot_core.evaluation.catalogue import resolved
+
+            given = resolved(given)
+        if isinstance(given, dict) and given.get("gym") is not None and "grader" not in given:
+            given = {**given, "grader": "gym"}
+        return given
+
+    @model_validator(mode="after")
+    def _prompt_asks_the_question(self) -> Benchmark:
+        if self.prompt is None:
+            return self
+        places = _PLACEHOLDER.findall(self.prompt)
+        if places != ["question"] or self.prompt.count("{question}") != 1:
+            raise ValueError(
+                f"prompt needs {{question}} once and no other placeholder, got "
+                f"{', '.join(f'{{{place}}}' for place in places) or 'none'} in {self.prompt[:80]!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _k_within_samples(self) -> Benchmark:
@@ -557,6 +603,58 @@ class Benchmark(ProblemSource):
         return self.num_samples if self.num_samples is not None else self.k
 
 
+class OnPolicy(Spec):
+    """On-policy distillation from all teachers (methods opd, mot_opd; docs/on-policy.md). Its optimisation is `training`'s;
+    batches always lie padded, with all logits of a pass at once."""
+
+    beta: float = Field(
+        1.0, ge=0.0, le=1.0,
+        description="of the generalised Jensen-Shannon divergence: 1 is reverse KL(student ‖ teacher), 0 forward KL",
+    )  # fmt: skip
+    target: Literal["mean", "each"] = Field(
+        "mean",
+        description="mean: the divergence from the equal-weight mixture of the teachers' distributions; each: the mean "
+        "over teachers of the divergence from each",
+    )
+    temperature: float = Field(
+        1.0, gt=0.0, le=2.0, description="at which the student is sampled; not of the divergence"
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="longer completions are cut, and count up to there; absent: generation.sampling's"
+    )
+
+
+class Harness(Spec):
+    """Tasks that EleutherAI's lm-evaluation-harness runs on final students, as its version has them (docs/harness.md)."""
+
+    name: Name
+    role: Literal["home", "panel"] = Field("panel", description="home: what is distilled; panel: what may be forgotten")
+    tasks: tuple[str, ...] = Field(min_length=1, description="tasks, groups or tags by lm-eval's names")
+    num_fewshot: int | None = Field(None, ge=0, description="absent: as each task says")
+    limit: int | None = Field(None, ge=1, description="documents of each task, from its first; absent: all")
+    apply_chat_template: bool = Field(True, description="examples are then turns of the chat")
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Scalar | tuple[str, ...]] = Field(
+        {}, description="goes before a task's own generation_kwargs, e.g. max_gen_toks, temperature with do_sample: true"
+    )
+    model_args: dict[str, Scalar] = Field({}, description="how lm-eval loads the student and reads what it writes")
+    batch_size: int = Field(8, ge=1, description="part of what is measured: another one may flip a near tie")
+    seed: Seed = Field(0, description="of lm-eval's four: Python, NumPy, torch, few-shot examples")
+    include_path: str | None = Field(None, description="a folder of tasks of your own: YAML, data, code")
+    metric: str | None = Field(
+        None, description="what tables show, as metric or metric,filter; absent: each task's first. All are kept"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Harness:
+        _unique(f"harness {self.name!r}: tasks", list(self.tasks))
+        allowed = ("add_bos_token", "dtype", "enable_thinking", "max_length", "softmax_dtype", "think_end_token")
+        unknown = sorted(set(self.model_args) - set(allowed))
+        if unknown:
+            raise ValueError(f"harness {self.name!r}: model_args has {unknown}; allowed: {', '.join(allowed)}")
+        return self
+
+
 class PathEvaluation(Spec):
     """Evaluation along the path, on the dev split: choices are made here, never on test."""
 
@@ -564,6 +662,12 @@ class PathEvaluation(Spec):
     num_problems: int = Field(200, ge=1, description="a benchmark")
     k: int = Field(1, ge=1)
     methods: tuple[str, ...] | None = Field(None, description="whose rounds; absent: all. Every method's last is")
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="a path of one branch (std, mtd) is also followed every so many optimizer steps inside its rounds; "
+        "absent: at round boundaries only",
+    )
 
 
 class Evaluation(Spec):
@@ -579,6 +683,7 @@ class Evaluation(Spec):
     batch_size: int = Field(256, ge=1)
     max_failed_share: float = Field(0.05, ge=0.0, le=1.0)
     ci_resamples: int = Field(10_000, ge=100)
+    harness: tuple[Harness, ...] = Field((), description="what lm-evaluation-harness measures of final students, on test")
 
     @model_validator(mode="after")
     def _samples_weights(self) -> Evaluation:
@@ -596,6 +701,11 @@ class Tuning(Spec):
 
     learning_rates: tuple[float, ...] = Field((2e-4, 5e-4, 1e-3), min_length=1)
     training_seed: Seed = 1000
+    score: Literal["mean", "best"] = Field(
+        "mean",
+        description="of a method with a student a teacher (std): the mean over them, or its best one, which is what other "
+        "methods are compared with",
+    )
     record: str | None = Field(None, description="identity of the sweep whose choices this spec carries")
 
 
@@ -613,6 +723,7 @@ class Experiment(Spec):
     rounds: int = Field(5, ge=1, description="T (paper: 5)")
     steps_per_round: int = Field(50, ge=1, description="S, optimizer steps a branch a round (paper: 50)")
     merge: Merge = Merge()
+    on_policy: OnPolicy = OnPolicy()
     stopping_rule: Literal["last_round"] | int = Field(
         "last_round", description="or a round's number, fixed before anything is measured; never the best of the rounds"
     )
@@ -629,6 +740,7 @@ class Experiment(Spec):
         _unique("budgets", list(self.budgets))
         _unique("training_seeds", [str(seed) for seed in self.training_seeds])
         _unique("evaluation.benchmarks", [benchmark.name for benchmark in self.evaluation.benchmarks])
+        _unique("evaluation.harness", [entry.name for entry in self.evaluation.harness])
         home = [benchmark for benchmark in self.evaluation.benchmarks if benchmark.role == "home"]
         if not any(benchmark.has_dev for benchmark in home):
             without = " with a dev split" if home else ""
@@ -645,6 +757,12 @@ class Experiment(Spec):
             outside = [r for r in rounds if not 1 <= r <= self.rounds]
             if outside:
                 raise ValueError(f"evaluation.path.rounds names {outside}, outside 1…{self.rounds}")
+        every, length = self.evaluation.path.every_steps, self.rounds * self.steps_per_round
+        if every is not None and every >= length:
+            raise ValueError(
+                f"evaluation.path.every_steps is {every}, but a path has {length} optimizer steps (rounds × steps_per_round) "
+                "and its end is evaluated anyway: give a smaller number, or leave it out"
+            )
         if isinstance(self.stopping_rule, int) and not 1 <= self.stopping_rule <= self.rounds:
             raise ValueError(f"stopping_rule is round {self.stopping_rule}, outside 1…{self.rounds}")
         return self
@@ -664,11 +782,24 @@ class Experiment(Spec):
                     "give it another name"
                 )
             self.training_of(method)
+            self._check_teachers_of(method)
         if "ensemble" in names and "std" not in names:
             raise ValueError("method 'ensemble' votes over the STD students: add 'std'")
         unknown = set(self.evaluation.path.methods or ()) - names
         if unknown:
             raise ValueError(f"evaluation.path.methods names {sorted(unknown)}, not among methods: {sorted(names)}")
+
+    def _check_teachers_of(self, method: Method) -> None:
+        named, known = method.teachers or (), {teacher.name for teacher in self.teachers}
+        unknown = sorted(set(named) - known)
+        if unknown:
+            raise ValueError(f"method {method.name!r}: teachers names {unknown}, not among teachers: {sorted(known)}")
+        if len(set(named)) != len(named):
+            raise ValueError(f"method {method.name!r}: teachers repeats a name: {list(named)}")
+        if named and set(named) != known and self.merge.weights is not None and method.builtin != "std":
+            raise ValueError(
+                f"method {method.name!r} has some of the teachers, but merge.weights are over all; leave the weights out"
+            )
 
     def _check_merge_weights(self) -> None:
         if self.merge.weights is not None:

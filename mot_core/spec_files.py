@@ -257,8 +257,8 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
 
 
 def _list_index(items: list[Any], key: str, override: str) -> int:
-    """A list's element by position, or by its `name`."""
-    names = [item.get("name") for item in items if isinstance(item, dict)]
+    """A list's element by position, or by its `name`; of a benchmark that has none, its entry's."""
+    names = [item.get("name", item.get("benchmark")) for item in items if isinstance(item, dict)]
     if key in names:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
@@ -310,7 +310,7 @@ def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         current = _model_in(current.model_fields[part].annotation) if part in current.model_fields else None
         if current is None:
             return []
-    return list(current.model_fields)
+    return [*getattr(current, "SHORTHANDS", ()), *current.model_fields]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""The first stage: drawing problems, from the laboratory, a table, or a function of the user's.
+"""The first stage: drawing problems, from the laboratory, reasoning-gym, a table, or a function of the user's.
 
 Invariant: what comes out is one set of distinct problems whose reference answers the grader of the step can read. A row
 that cannot serve is dropped and listed with its reason when it would be trained on, and stops the run when it belongs to
@@ -110,6 +110,8 @@ def problems_from(
 def _name_of(spec: Mapping[str, Any], file: str | None) -> str:
     if spec["families"]:
         return f"families {', '.join(spec['families'])}"
+    if spec.get("gym"):
+        return f"gym {spec['gym']['dataset']}"
     return f"problems of {spec['import_path'] or file or spec['table']['hub']}"
 
 
@@ -126,6 +128,11 @@ def _candidates(spec: Mapping[str, Any], file: str | None, drawn: Drawn) -> Iter
             share = wanted // len(families) + (index < wanted % len(families))
             for number, problem in enumerate(draw(family, split, share, spec["seed"]) if share else [], 1):
                 yield SourceProblem(problem, f"{family}:{number}")
+    elif spec.get("gym"):
+        from mot_core.gym import draw_problems as draw_gym
+
+        for number, problem in enumerate(draw_gym(spec["gym"], split, wanted, spec["seed"]), 1):
+            yield SourceProblem(problem, f"{problem.family}:{number}")
     elif spec["table"]:
         yield from _table_candidates(spec, file, drawn)
     else:

@@ -32,8 +32,12 @@ RUNNERS: dict[str, str] = {
     "corpora": "mot_core.corpus.stage:build_corpora",
     "shuffled-corpora": "mot_core.corpus.shuffled:build_shuffled_corpora",
     "branch": "mot_core.sft.branch:train_branch",
+    "on-policy": "mot_core.sft.on_policy:train_on_policy",
     "merge": "mot_core.merging.stage:merge_branches",
     "evaluation": "mot_core.evaluation.stage:evaluate_student",
+    "harness": "mot_core.evaluation.harness:run_harness",
+    "confidence": "mot_core.probes.confidence:measure_confidence",
+    "landscape": "mot_core.probes.landscape:measure_landscape",
 }
 
 

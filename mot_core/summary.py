@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mot_core.comparison import ESTIMATE_SEED, problem_means
-from mot_core.evaluation.statistics import bootstrap_intervals
+from mot_core.evaluation.statistics import bootstrap_intervals, standard_error
 from mot_core.results import Results
 from mot_core.tables import best_single_teachers
 
@@ -24,10 +24,11 @@ def summarize_run(results: Results, students: Rows, num_resamples: int) -> dict[
     scores: Rows = results.scores.to_dict("records")
     means = problem_means(results.problem_scores.to_dict("records"))
     intervals: dict[Any, tuple[float, float]] = {}
+    errors = {key: standard_error(list(by_problem.values())) for key, by_problem in means.items()}
     for benchmark in dict.fromkeys(key[2] for key in means):
         own = [key for key in means if key[2] == benchmark]
         values = np.stack([np.array(list(means[key].values())) for key in own], axis=1)
-        low, high = bootstrap_intervals(values, num_resamples, ESTIMATE_SEED)
+        low, high = bootstrap_intervals(values, num_resamples, ESTIMATE_SEED, bounds=(0.0, 1.0))
         intervals.update({key: (float(low[at]), float(high[at])) for at, key in enumerate(own)})
     costs: Rows = results.cost.to_dict("records")
     budgets: dict[str, Any] = {}
@@ -35,7 +36,7 @@ def summarize_run(results: Results, students: Rows, num_resamples: int) -> dict[
         methods = dict.fromkeys(row["method"] for row in scores if row["budget"] == budget)
         budgets[budget] = {
             method: {
-                "benchmarks": _benchmarks(scores, budget, method, intervals),
+                "benchmarks": _benchmarks(scores, budget, method, intervals, errors),
                 "rounds": _rounds(scores, budget, method),
                 "cost": _cost(costs, budget, method),
             }
@@ -53,7 +54,8 @@ def summarize_run(results: Results, students: Rows, num_resamples: int) -> dict[
         {
             "a": row["a"], "b": row["b"], "benchmark": row["benchmark"], "budget": row["budget"],
             "delta": row["delta"], "ci95": [row["ci_low"], row["ci_high"]], "p_value": row["p_value"],
-            "p_value_holm": row["p_value_holm"],
+            "p_value_holm": row["p_value_holm"], "test": row["test"], "detectable": _known(row["detectable"]),
+            "problems_needed": _known(row["problems_needed"], int),
         }
         for row in results.comparisons.to_dict("records")
     ]  # fmt: skip
@@ -65,7 +67,9 @@ def summarize_run(results: Results, students: Rows, num_resamples: int) -> dict[
     }
 
 
-def _benchmarks(scores: Rows, budget: str, method: str, intervals: dict[Any, tuple[float, float]]) -> dict[str, Any]:
+def _benchmarks(
+    scores: Rows, budget: str, method: str, intervals: dict[Any, tuple[float, float]], errors: dict[Any, float | None]
+) -> dict[str, Any]:
     rows = [
         row for row in scores
         if (row["budget"], row["method"], row["split"]) == (budget, method, "test") and row["is_final"]
@@ -74,10 +78,15 @@ def _benchmarks(scores: Rows, budget: str, method: str, intervals: dict[Any, tup
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
         out[name] = {
-            **{score: float(np.mean([row[score] for row in own])) for score in _SCORES},
+            # The harness asks once: it gives no pass@k and no maj@k.
+            **{score: _mean([_known(row[score]) for row in own]) for score in _SCORES},
             "k": int(own[0]["k"]),
             "num_problems": int(own[0]["num_problems"]),
-            "ci95": list(intervals[budget, method, name]),
+            # Absent where problems are not right or wrong, but shares (some of the harness's metrics).
+            "ci95": list(intervals[budget, method, name]) if (budget, method, name) in intervals else None,
+            "se_problems": errors.get((budget, method, name)),
+            # The untrained student has a row a seed, all equal: no spread of trainings.
+            "se_seeds": standard_error([row["avg_at_k"] for row in own]) if method != "base" else None,
             "per_seed": {str(row["seed"]): float(row["avg_at_k"]) for row in own},
         }
     return out
@@ -95,7 +104,7 @@ def _rounds(scores: Rows, budget: str, method: str) -> Rows:
                 "k": int(own[0]["k"]), "num_problems": int(own[0]["num_problems"]), "split": "dev",
                 "per_seed": {str(row["seed"]): float(row["avg_at_k"]) for row in own},
             }  # fmt: skip
-        out.append({"round": int(round_index), "benchmarks": benchmarks})
+        out.append({"round": round_index if round_index % 1 else int(round_index), "benchmarks": benchmarks})
     return out
 
 
@@ -103,6 +112,11 @@ def _cost(costs: Rows, budget: str, method: str) -> dict[str, Any]:
     rows = [row for row in costs if (row["budget"], row["method"]) == (budget, method)]
     names = [name for name in (rows[0] if rows else {}) if name not in ("budget", "method", "seed")]
     return {name: _mean([row[name] for row in rows]) for name in names}
+
+
+def _known(value: Any, kind: type[float] = float) -> Any:
+    """A number of a table, where NaN is absent."""
+    return None if value is None or value != value else kind(value)
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -13,12 +13,13 @@ from typing import Any
 from mot_core.artifacts import Manifest, Store
 from mot_core.comparison import comparison_rows
 from mot_core.errors import StoreError
-from mot_core.evaluation.ensemble import ensemble_rows
-from mot_core.evaluation.metrics import problem_scores, summarize
+from mot_core.evaluation.ensemble import ensemble_rows, voters_of
+from mot_core.evaluation.harness import harness_scores
+from mot_core.evaluation.metrics import problem_scores, standard_error_over_problems, summarize
 from mot_core.files import read_jsonl
 from mot_core.grading.verdicts import Verdict
 from mot_core.results import TABLE_COLUMNS, Results
-from mot_core.runs import find_run_dir, read_index
+from mot_core.runs import find_run_dir, read_index, store_of
 
 Rows = list[dict[str, Any]]
 ANSWERED_PROBLEMS = 4
@@ -35,17 +36,21 @@ def load_results(run: str | Path, store: str | Path = "store") -> Results:
     run_dir = path if (path / "index.json").is_file() else find_run_dir(Store(store), str(run))
     summary_path = run_dir / "summary.json"
     summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
-    return collect(Store(run_dir.parent.parent), run_dir, summary)
+    return collect(Store(store_of(run_dir)), run_dir, summary)
 
 
-def collect(store: Store, run_dir: Path, summary: dict[str, Any]) -> Results:
-    """Every table of one run. `summary` is carried along; comparisons are computed here."""
+def collect(store: Store, run_dir: Path, summary: dict[str, Any], *, compare: bool = True) -> Results:
+    """Every table of one run. `summary` is carried along; comparisons are computed here, if they are wanted."""
     import pandas as pd
 
     index = read_index(run_dir)
     reader = _Reader(store, index)
-    rows = reader.read()
+    rows = reader.read(compare)
     frames = {name: pd.DataFrame(rows[name], columns=list(columns)) for name, columns in TABLE_COLUMNS.items()}
+    for name in ("scores", "problem_scores"):
+        # Whole rounds stay ints where others are none: as floats they would be other keys, and other text in CSV.
+        if any(row["round"] % 1 for row in rows[name]):
+            frames[name]["round"] = pd.Series([row["round"] for row in rows[name]], dtype=object)
     return Results(run_id=run_dir.name, spec=index["spec"], summary=summary, provenance=index["provenance"], **frames)
 
 
@@ -59,7 +64,7 @@ class _Reader:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     graded: dict[str, Rows] = field(default_factory=dict)
 
-    def read(self) -> dict[str, Rows]:
+    def read(self, compare: bool) -> dict[str, Rows]:
         self.tables["steps"] = [
             {name: step.get(name) for name in TABLE_COLUMNS["steps"]} for step in self.index["steps"]
         ]
@@ -67,7 +72,10 @@ class _Reader:
         self.teachers()
         for student in self.index["students"]:
             self.student(student)
-        self.ensemble()
+        for voters in voters_of(self.index):
+            self.vote(voters)
+        if not compare:
+            return self.tables
         self.tables["comparisons"] = comparison_rows(
             self.tables["problem_scores"], best_single_teachers(self.tables["scores"]),
             self.index["spec"]["evaluation"]["ci_resamples"],
@@ -136,8 +144,11 @@ class _Reader:
         place = {name: student[name] for name in ("budget", "method", "seed", "round")}
         for evaluation in student["evaluations"]:
             counts = self.manifest(evaluation["identity"]).counts
-            self.score(student, evaluation, counts, evaluation["identity"])
-            self.problem_rows(student, evaluation, self.graded_rows(evaluation["identity"]), counts["k"])
+            scores = problem_scores(self.graded_rows(evaluation["identity"]), counts["k"])
+            self.score(student, evaluation, counts, scores, evaluation["identity"])
+            self.problem_rows(student, evaluation, scores)
+        for asked in student.get("harness", ()):
+            self.harness(student, asked)
         if not student["is_final"]:
             return
         for branch in student["branches"]:
@@ -181,33 +192,56 @@ class _Reader:
             self.graded[identity] = read_jsonl(self.path(identity, "graded.jsonl"))
         return self.graded[identity]
 
-    def score(self, student: dict[str, Any], evaluation: dict[str, Any], counts: dict[str, Any], identity: str) -> None:
-        source = {**student, **evaluation, **counts, "identity": identity}
+    def score(
+        self, student: dict[str, Any], evaluation: dict[str, Any], counts: dict[str, Any], scores: Rows, identity: str
+    ) -> None:
+        error = standard_error_over_problems(scores)
+        source = {**student, **evaluation, **counts, "se_problems": error, "identity": identity}
         self.tables["scores"].append({name: source.get(name) for name in TABLE_COLUMNS["scores"]})
 
-    def problem_rows(self, student: dict[str, Any], evaluation: dict[str, Any], graded: Rows, k: int) -> None:
+    def problem_rows(self, student: dict[str, Any], evaluation: dict[str, Any], scores: Rows) -> None:
         place = {name: student[name] for name in ("budget", "method", "seed", "round", "is_final")}
-        for row in problem_scores(graded, k):
+        # `outcomes` is for the comparisons; the table has no such column.
+        kept = ("problem_id", "num_correct", "num_samples", "majority_correct", "outcomes")
+        for row in scores:
             self.tables["problem_scores"].append(
                 {
                     **place, "benchmark": evaluation["benchmark"], "split": evaluation["split"],
-                    **{name: row[name] for name in ("problem_id", "num_correct", "num_samples", "majority_correct")},
+                    **{name: row[name] for name in kept},
                 }
             )  # fmt: skip
 
+    def harness(self, student: dict[str, Any], asked: dict[str, Any]) -> None:
+        """What lm-evaluation-harness measured: its own figures, and a row a document that is right or wrong."""
+        self.manifest(asked["identity"])
+        directory = self.store.object_dir(asked["identity"])
+        for score, documents in harness_scores(directory, asked["name"], asked["metric"]):
+            source = {**student, **asked, **score}
+            self.tables["scores"].append({name: source.get(name) for name in TABLE_COLUMNS["scores"]})
+            self.tables["problem_scores"] += [
+                {name: {**source, **row}.get(name) for name in (*TABLE_COLUMNS["problem_scores"], "outcomes")}
+                for row in documents
+            ]
+
     def cost(self, student: dict[str, Any]) -> None:
         tokens = self.manifest(self.index["nodes"]["corpora"]).counts["tokens"]
-        branches = [self.manifest(branch["identity"]).counts for branch in student["branches"]]
-        teachers = [student["teacher"]] if student["teacher"] else list(tokens) if branches else []
+        made = [self.manifest(branch["identity"]) for branch in student["branches"]]
+        branches = [manifest.counts for manifest in made]
+        on_corpora = any(manifest.kind == "branch" for manifest in made)
+        teachers = [student["teacher"]] if student["teacher"] else list(tokens) if on_corpora else []
         tests = [e for e in student["evaluations"] if e["split"] == "test" and e["role"] == "home"]
         lengths = [self.manifest(e["identity"]).counts["mean_completion_tokens"] for e in tests]
         self.tables["cost"].append(
             {
                 "budget": student["budget"], "method": student["method"], "seed": student["seed"],
-                "teacher_tokens": sum(tokens[teacher] for teacher in teachers),
+                "teacher_tokens": sum(tokens[teacher] for teacher in teachers)
+                + sum(counts.get("teacher_tokens", 0) for counts in branches),
                 "training_tokens": sum(counts["input_tokens"] for counts in branches),
-                # 6 FLOPs a parameter and token, forward and backward (Kaplan et al. 2020, arXiv 2001.08361).
-                "training_flops": sum(6 * counts["num_parameters"] * counts["input_tokens"] for counts in branches),
+                # 6 FLOPs a parameter and token, forward and backward (Kaplan et al. 2020, arXiv 2001.08361). On-policy steps
+                # say their own: sampling and the teachers' reading belong to them.
+                "training_flops": sum(
+                    counts.get("flops", 6 * counts["num_parameters"] * counts["input_tokens"]) for counts in branches
+                ),
                 "branch_steps": sum(counts["num_steps"] for counts in branches),
                 "path_steps": student["path_steps"],
                 "inference_tokens_per_problem": sum(lengths) / len(lengths) if lengths else None,
@@ -241,28 +275,18 @@ class _Reader:
 
     # -- the vote --------------------------------------------------------------------------------------
 
-    def ensemble(self) -> None:
-        """Votes over the final STD students, by budget, seed, split and benchmark."""
-        if not any(method["name"] == "ensemble" for method in self.index["spec"]["methods"]):
-            return
-        order = [f"std/{teacher['name']}" for teacher in self.index["spec"]["teachers"]]
-        groups: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
-        for student in self.index["students"]:
-            if student["is_final"] and student["method"] in order:
-                groups.setdefault((student["budget"], student["seed"]), {})[student["method"]] = student
-        for members in groups.values():
-            self.vote([members[label] for label in order])
-
     def vote(self, members: list[dict[str, Any]]) -> None:
+        """Votes over the final STD students of one budget and seed, by split and benchmark."""
         voter = {**members[0], "method": "ensemble", "teacher": None}
         lengths = []
         for position, evaluation in enumerate(members[0]["evaluations"]):
             identities = [member["evaluations"][position]["identity"] for member in members]
             counts = self.manifest(identities[0]).counts
             votes = ensemble_rows([self.graded_rows(identity) for identity in identities])
-            metrics = summarize(votes, problem_scores(votes, counts["k"]), counts["k"])
-            self.score(voter, evaluation, metrics, "+".join(identities))
-            self.problem_rows(voter, evaluation, votes, counts["k"])
+            scores = problem_scores(votes, counts["k"])
+            metrics = summarize(votes, scores, counts["k"])
+            self.score(voter, evaluation, metrics, scores, "+".join(identities))
+            self.problem_rows(voter, evaluation, scores)
             if evaluation["split"] == "test" and evaluation["role"] == "home":
                 lengths.append(metrics["mean_completion_tokens"])
         parts = [row for row in self.tables["cost"] if row["method"] in {m["method"] for m in members}]

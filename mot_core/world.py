@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mot_core.errors import CompletionError, ModelError, ProblemError, SpecError
+from mot_core.evaluation.harness import check_harness
 from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
+from mot_core.sft.vocabulary import check_on_policy
 from mot_core.spec import (
     BUILTIN_METHODS,
+    Benchmark,
     Experiment,
     Model,
     ProblemSource,
@@ -47,6 +50,8 @@ class World:
     removed: tuple[str, ...] | None = None
     """Training problems that a benchmark holds, by id, once `mot_core.prepare` has looked; it is part of what there is
     outside the spec, as the files' content is."""
+    lm_eval: str | None = None
+    """The version of lm-evaluation-harness, where the spec asks for it: tasks' definitions belong to it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +60,7 @@ class World:
             "models": {name: ref.to_json() for name, ref in self.models.items()},
             "files": self.files,
             "removed": self.removed,
+            **({"lm_eval": self.lm_eval} if self.lm_eval is not None else {}),
         }
 
 
@@ -71,6 +77,11 @@ def resolve(spec: Experiment) -> World:
             files[source.file] = files_identity(source.file, f"{where}.file")
         for family in source.families or ():
             _check_family(where, family)
+        if source.gym is not None:
+            from mot_core.gym import check_gym
+
+            check_gym(source.gym, f"{where}.gym")
+            _check_gyms_grader(spec, where, source)
         if source.import_path is not None:
             load_object(source.import_path, f"{where}.import_path")
         check_columns(source, where)
@@ -79,7 +90,13 @@ def resolve(spec: Experiment) -> World:
         models[JUDGE] = teacher_ref(spec.corpus.judge, "corpus.judge")
     models[UNTRAINED_STUDENT] = student
     _check_registered(spec)
-    return World(student, tokenizer_identity(spec.student), models, files)
+    check_on_policy(spec)
+    lm_eval: str | None = None
+    for entry in spec.evaluation.harness:
+        lm_eval, content = check_harness(entry, f"evaluation.harness.{entry.name}")
+        if entry.include_path is not None and content is not None:
+            files[entry.include_path] = content
+    return World(student, tokenizer_identity(spec.student), models, files, lm_eval=lm_eval)
 
 
 def files_identity(file: str, where: str) -> str:
@@ -176,12 +193,18 @@ def _has_chat_template(directory: Path) -> bool:
 @functools.cache
 def content_identity(directory: Path) -> str:
     """The hash of what a model directory means: weights, config, tokenizer, template."""
-    paths = [
-        path
-        for path in sorted(directory.iterdir())
-        if path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model") and path.name != "manifest.json"
-    ]
-    return fingerprint([[path.name, sha256_of(path)] for path in paths])
+    return content_of((path.name, sha256_of(path)) for path in directory.iterdir() if is_model_file(path.name))
+
+
+def content_of(hashes: Iterable[tuple[str, str]]) -> str:
+    """`content_identity` of a directory from the name and SHA-256 of each of its files; those that do not belong to a
+    model are passed over."""
+    return fingerprint([[name, sha256] for name, sha256 in sorted(hashes) if is_model_file(name)])
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a model directory is part of what the model is."""
+    return name.endswith((".safetensors", ".json", ".jinja", ".txt", ".model")) and name != "manifest.json"
 
 
 def tokenizer_identity(model: Model) -> str:
@@ -211,6 +234,15 @@ def _check_family(where: str, family: str) -> None:
         raise SpecError(
             f"{where}.families: {family!r} is not known; {nearest(family, FAMILIES)}known: {', '.join(FAMILIES)}"
         )
+
+
+def _check_gyms_grader(spec: Experiment, where: str, source: ProblemSource) -> None:
+    """Raise `SpecError` unless a gym's problems are graded by `gym`, or by a grader of the user's."""
+    field, grader = (
+        (f"{where}.grader", source.grader) if isinstance(source, Benchmark) else ("corpus.grader", spec.corpus.grader)
+    )
+    if grader != "gym" and ":" not in grader:
+        raise SpecError(f"{field}: {grader!r} cannot read the reference answers of gym problems; give gym")
 
 
 def check_named(where: str, name: str, known: Collection[str]) -> None:

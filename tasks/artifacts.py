@@ -27,14 +27,14 @@ def markdown_text(text: object) -> str:
 
 
 @task(name="score table", cache_policy=NO_CACHE, persist_result=False)
-def score_table(run_id: str, experiment_name: str, round_index: int, upstream: list[Any]) -> None:
+def score_table(run_id: str, experiment_name: str, round_index: float, upstream: list[Any]) -> None:
     """Publish one round's scores, a row a student and benchmark."""
     invocation = invocation_of(run_id)
     wanted = {record["identity"] for records in upstream for record in records}
     rows = []
     for identity in wanted:
         step = invocation.steps[identity]
-        if step.facts.get("stage") == "evaluation" and step.facts["round"] == round_index:
+        if step.kind == "evaluation" and step.facts["round"] == round_index:
             rows.append((step.facts, invocation.records[identity].counts))
     rows.sort(key=lambda row: (row[0]["split"], row[0]["benchmark"], row[0]["method"], row[0]["seed"]))
     lines = [
@@ -65,4 +65,24 @@ def report(run_id: str, experiment_name: str) -> None:
         key=artifact_key("links", experiment_name),
         markdown=f"- report: `{run_dir / 'report.html'}`\n- MLflow: {place}\n",
         description=f"Where to look at {markdown_text(experiment_name)}",
+    )
+
+
+@task(name="figure, table and text", cache_policy=NO_CACHE, persist_result=False)
+def study_report(run_id: str, study_name: str) -> None:
+    """Conclude a study, then show its paragraph and table."""
+    invocation = invocation_of(run_id)
+    invocation.conclude()
+    run_dir = invocation.store.root / "runs" / run_id
+    record = json.loads((run_dir / "study.json").read_text())
+    columns = record["columns"]
+    lines = [
+        f"| {' | '.join(markdown_text(name) for name in columns)} |",
+        f"|{' --- |' * len(columns)}",
+        *(f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in record["rows"]),
+    ]
+    create_markdown_artifact(
+        key=artifact_key("study", study_name),
+        markdown="\n".join([markdown_text(record["text"]), "", *lines, "", f"- page: `{run_dir / 'study.html'}`"]),
+        description=f"What the study {markdown_text(study_name)} found",
     )

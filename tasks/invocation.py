@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mot_core.artifacts import Published, Store, find_all
+from mot_core.dag import Do
 from mot_core.errors import StoreError
 from mot_core.steps import Step
 from mot_core.workers.pool import WorkerPool
@@ -23,7 +24,8 @@ Watcher = Callable[[Step, dict[str, Any]], None]
 # Lower runs first: what others wait for goes before what ends a path.
 PRIORITY = {
     "problems": 0, "overlap": 0, "training-problems": 0, "completions": 1, "verdicts": 0, "judgements": 3, "corpora": 0, "shuffled-corpora": 0,
-    "branch": 2, "merge": 1, "evaluation": 3,
+    "branch": 2, "on-policy": 2, "merge": 1, "evaluation": 3,
+    "harness": 3, "confidence": 3, "landscape": 3,
 }  # fmt: skip
 
 
@@ -34,13 +36,16 @@ class Invocation:
     run_id: str
     store: Store
     pool: WorkerPool
-    world: World
+    world: World | None
+    """Of an experiment or sweep; a study's cells have each their own."""
     watch: Watcher = lambda step, event: None
     steps: dict[str, Step] = field(default_factory=dict)
     found: dict[str, Published | None] = field(default_factory=dict)
     records: dict[str, Published] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     conclude: Callable[[], None] = lambda: None
+    phases: Iterable[Callable[[Do], None]] = ()
+    """Of a study: what to submit, one after the other, each once what came before is published."""
     flow_run_id: str | None = None
     failure: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)

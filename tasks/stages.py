@@ -51,9 +51,11 @@ match = _stage("build corpora")
 finetune = _stage("finetune")
 merge = _stage("merge")
 evaluate = _stage("evaluate")
+probe = _stage("probe")
 
 TASKS = {
     "problems": draw, "overlap": draw, "training-problems": draw, "completions": generate, "verdicts": verify, "judgements": verify,
-    "corpora": match, "shuffled-corpora": match, "branch": finetune, "merge": merge,
-    "evaluation": evaluate,
+    "corpora": match, "shuffled-corpora": match, "branch": finetune, "on-policy": finetune, "merge": merge,
+    "evaluation": evaluate, "harness": evaluate,
+    "confidence": probe, "landscape": probe,
 }  # fmt: skip

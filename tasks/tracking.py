@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mot_core.analysis.page import STUDY
 from mot_core.artifacts import Store
 from mot_core.files import write_atomically
 from mot_core.locks import FileLock
@@ -25,6 +26,7 @@ from mot_core.provenance import without_credentials
 from mot_core.runs import read_index
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import PlannedRun, short_text
+from tasks.tracking_study import plan_study
 
 TRACKING = "tracking.json"
 COMPLETE, KEY, SPEC, PARENT_RUN = "mot.complete", "mot.key", "mot.spec", "mlflow.parentRunId"
@@ -100,8 +102,13 @@ def _track(store: Store, run_dirs: list[Path]) -> list[TrackingOutcome]:
 def _logged(client: Any, store: Store, run_dir: Path, uri: str) -> TrackingOutcome:
     shown = _masked(uri, uri)
     try:
-        plans = plan_run(store, run_dir)
-        experiment_id = _experiment(client, store, read_index(run_dir)["spec"]["name"], uri)
+        if (run_dir / STUDY).is_file():
+            plans = plan_study(run_dir)
+            name = f"study-{plans[0].params['study']}"
+        else:
+            plans = plan_run(store, run_dir)
+            name = read_index(run_dir)["spec"]["name"]
+        experiment_id = _experiment(client, store, name, uri)
         return TrackingOutcome(shown, *_Tracker(client, experiment_id).log(plans), None)
     except Exception as error:
         problem = _problem(error, uri)

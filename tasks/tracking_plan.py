@@ -162,7 +162,7 @@ class _Planner:
                 teacher=teacher, rounds=student["round"] if student else None, **place,
             ),
             self.notes, {name: str(value) for name, value in place.items()},
-            (*_unique(point for row in scores for point in _score_points(row)), *costs),
+            (*_unique(point for row in scores for point in _score_points(row)), *_path_points(scores), *costs),
             tuple(sorted(trained | set(self.benchmarks(budget, seed, student)))), None, (), {},
             min((m.started for m in branches if m), default=self.started),
             max((m.ended for m in branches if m), default=self.started),
@@ -281,7 +281,10 @@ class _Planner:
 
 
 def _score_points(row: Row) -> Iterator[Point]:
-    """A score row's metrics by round: `dev/sums/avg_at_1`, and for the final student `test/sums/avg_at_4`."""
+    """A score row's metrics by round: `dev/sums/avg_at_1`, and for the final student `test/sums/avg_at_4`. A row inside
+    a round has none, since a step is a whole number: see `_path_points`."""
+    if not float(row["round"]).is_integer():
+        return
     k = int(float(row["k"]))
     names = {score: score.replace("_k", f"_{k}") for score in (SCORES if k > 1 else SCORES[:1])}
     if row["split"] == "test":
@@ -290,6 +293,17 @@ def _score_points(row: Row) -> Iterator[Point]:
         value = _number(row[column])
         if value is not None:
             yield metric_name(row["split"], row["benchmark"], name), value, int(row["round"])
+
+
+def _path_points(rows: list[Row]) -> Iterator[Point]:
+    """Scores on dev by optimizer step along the path, `path/sums/avg_at_1`, where it was followed inside its rounds."""
+    if all(float(row["round"]).is_integer() for row in rows):
+        return
+    for row in rows:
+        value = _number(row["avg_at_k"])
+        if row["split"] == "dev" and value is not None:
+            name = metric_name("path", row["benchmark"], f"avg_at_{int(float(row['k']))}")
+            yield name, value, int(float(row["path_steps"]))
 
 
 def _points(row: Row, names: Iterable[str], step: int) -> Iterator[Point]:

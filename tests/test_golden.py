@@ -23,6 +23,7 @@ from mot_core.steps import Step
 from tests.contexts import run
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
+PINNED_ELSEWHERE = ("confidence", "landscape")  # in tests/probes
 SAMPLING = {"temperature": 0.7, "top_p": 0.95, "max_completion_tokens": 12}
 TRAINING = {
     "learning_rate": 1e-2, "batch_size": 2, "schedule": "linear", "warmup_steps": 1, "weight_decay": 0.01,
@@ -86,6 +87,14 @@ class Chain:
                 "total_steps": 8, "snapshot_steps": [],
             }  # fmt: skip
             self.add(f"branch {name}", "branch", spec, corpora="corpora", locators=self.student())
+        on_policy = {
+            "student": "s", "teachers": ["ann", "bob"], "training": TRAINING, "order_seed": 7, "first_step": 0,
+            "num_steps": 2, "snapshot_steps": [],
+            "on_policy": {"beta": 1.0, "target": "mean", "temperature": 1.0, "max_completion_tokens": 6},
+        }  # fmt: skip
+        teachers = [[name, str(models / name), None] for name in ("ann", "bob")]
+        locators = {**self.student(), "teachers": teachers, "layout": {}}
+        self.add("on-policy", "on-policy", on_policy, problems="problems", locators=locators)
         merge = {"student": "s", "rule": "mean", "weights": [0.5, 0.5]}
         self.add(
             "merge", "merge", merge, **{"branch/ann": "branch ann", "branch/bob": "branch bob"}, locators=self.student()
@@ -144,7 +153,8 @@ def observe(chain: Chain) -> dict[str, Any]:
 
 
 def test_every_kind_is_here(chain: Chain) -> None:
-    assert {step.kind for step in chain.steps.values()} | {"judgements"} == set(ALGORITHM_VERSIONS)
+    # What the harness measures is lm-eval's: tests/evaluation/test_harness.py checks it by hand.
+    assert {step.kind for step in chain.steps.values()} | {"judgements", "harness", *PINNED_ELSEWHERE} == set(ALGORITHM_VERSIONS)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +169,11 @@ def test_exact(chain: Chain, what: str) -> None:
 def test_losses(chain: Chain) -> None:
     for name, losses in observe(chain)["losses"].items():
         assert losses == pytest.approx(GOLDEN["losses"][name], rel=1e-4)
+
+
+def test_the_first_divergence(chain: Chain) -> None:
+    first = read_jsonl(chain.file("on-policy", "training.jsonl"))[0]
+    assert [first["loss"], first["grad_norm"]] == pytest.approx(GOLDEN["on_policy"], rel=1e-4)
 
 
 def test_sampled_texts(chain: Chain) -> None:

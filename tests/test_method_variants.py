@@ -75,6 +75,24 @@ def test_splits_branch_on_parts_of_one_corpus() -> None:
     assert {tuple(branch.spec["corpora"]) for branch in branches} == {("part-1",), ("part-2",)}
 
 
+def test_a_method_may_have_some_of_the_teachers_on_the_same_corpora() -> None:
+    spec = spec_with(
+        "{name: mot}",
+        "{name: one, variant_of: mot, teachers: [tens-and-ones]}",
+        "{name: std, teachers: [tens-and-ones]}",
+    )
+    assert labels_of(spec) == ["mot", "one", "std/tens-and-ones"]
+    merges = {
+        merge.label: [role for role, _ in merge.parents if role.startswith("branch/")]
+        for merge in steps_of(spec, "merge")
+    }
+    assert merges["merge, one round 1, seed 1"] == ["branch/tens-and-ones"]
+    assert len(merges["merge, mot round 1, seed 1"]) == 2
+    first = [step for step in steps_of(spec, "branch") if step.spec["first_step"] == 0 and step.spec["num_steps"] == 3]
+    assert len(first) == 2, "its first branch is MoT's own"
+    assert len({dict(step.parents)["corpora"].identity for step in steps_of(spec, "branch")}) == 1
+
+
 def test_parts_of_one_corpus_have_no_weights_by_teacher() -> None:
     spec = spec_with("{name: splits}", merge="{rule: weighted_mean, weights: {running-total: 0.9, tens-and-ones: 0.1}}")
     assert {tuple(step.spec["weights"]) for step in steps_of(spec, "merge")} == {(0.5, 0.5)}
@@ -87,6 +105,7 @@ def test_parts_of_one_corpus_have_no_weights_by_teacher() -> None:
         ("{name: mot, variant_of: std}", "its name is a built-in method's; give it another name"),
         ("{name: x, variant_of: std, import_path: 'a:b'}", "give variant_of or import_path, not both"),
         ("{name: std, learning_rate_scale: 2}", "learning_rate_scale belongs to a variant"),
+        ("{name: std, teachers: [tens-and-one]}", r"teachers names \['tens-and-one'\], not among teachers"),
         ("{name: std, training: {learning_rate: 1}}", "learning_rate is a field of the method"),
         ("{name: std, training: {batch_sizes: 1}}", "batch_sizes"),
     ],

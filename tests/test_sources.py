@@ -374,6 +374,11 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"problem": "Q", "solution": "s", "answer": "\\frac12", "subject": "Algebra", "level": 2, "unique_id": "test/1.json"},
         {"question": "Q", "answer": "\\frac12", "id": "test/1.json"},
     ),
+    "gpqa": (
+        {"Question": "Which one? ", "Correct Answer": "right", "Incorrect Answer 1": "w1", "Incorrect Answer 2": "w2",
+         "Incorrect Answer 3": "w3\n", "Explanation": "e", "Subdomain": "s", "Record ID": "rec1", "Canary String": "c"},
+        {"question": "Which one?\n\nA. w2\nB. right\nC. w3\nD. w1", "answer": "B", "id": "rec1"},
+    ),
     "gsm8k": ({"question": "Q", "answer": "Tom has <<2+2=4>>4.\n#### 1,234"}, {"question": "Q", "answer": "1,234"}),
     "nemo-skills": (
         {"problem": "Q", "expected_answer": 4, "generation": "4", "_full_generation": "<think>r</think>4",

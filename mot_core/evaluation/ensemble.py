@@ -6,10 +6,25 @@ costs as many completions a vote as there are students.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mot_core.evaluation.statistics import majority_vote
 from mot_core.grading.verdicts import Verdict
+
+
+def voters_of(index: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The final STD students of a run's index that vote together, one a teacher in spec order: by budget and seed; none
+    if the run has no ensemble."""
+    if not any(method["name"] == "ensemble" for method in index["spec"]["methods"]):
+        return
+    order = [f"std/{teacher['name']}" for teacher in index["spec"]["teachers"]]
+    groups: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for student in index["students"]:
+        if student["is_final"] and student["method"] in order:
+            groups.setdefault((student["budget"], student["seed"]), {})[student["method"]] = student
+    for members in groups.values():
+        yield [members[label] for label in order]
 
 
 def ensemble_rows(graded_by_student: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

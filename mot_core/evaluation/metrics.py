@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mot_core.evaluation.statistics import majority_vote, pass_at_k
+from mot_core.evaluation.statistics import majority_vote, pass_at_k, standard_error
 from mot_core.grading.verdicts import Verdict
 
 
@@ -34,6 +34,8 @@ def problem_scores(graded: list[dict[str, Any]], k: int) -> list[dict[str, Any]]
                 "correct_of_all": sum(row["verdict"] == Verdict.CORRECT for row in rows),
                 "all_samples": len(rows),
                 "majority_correct": majority_vote([row["extracted"] for row in first_k]) in right,
+                # By sample index: equal indices of two students met the same noise, so that they pair.
+                "outcomes": tuple(row["verdict"] == Verdict.CORRECT for row in first_k),
             }
         )
     return scores
@@ -55,3 +57,10 @@ def summarize(graded: list[dict[str, Any]], scores: list[dict[str, Any]], k: int
         "unparseable_share": verdicts[Verdict.UNPARSEABLE] / total,
         "failed_share": verdicts[Verdict.GRADER_FAILED] / total,
     }
+
+
+def standard_error_over_problems(scores: list[dict[str, Any]]) -> float | None:
+    """The standard error of avg@k over problems, from rows of `problem_scores`: s / √n, with s the sample deviation of
+    each problem's share of right samples. It holds the choice of problems and the noise of k samples, both. None for one
+    problem (Miller 2024, arXiv 2411.00640)."""
+    return standard_error([score["num_correct"] / score["num_samples"] for score in scores])

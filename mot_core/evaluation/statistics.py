@@ -16,19 +16,27 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+PERMUTATION, MCNEMAR = "permutation", "mcnemar"
+"""Names of the paired tests: random sign flips, and the exact binomial test on discordant problems."""
+
 # Resamples are drawn in chunks of about this many (resample, problem) cells: 16 MB of indices at a time.
 _CELLS_PER_CHUNK = 2_000_000
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """a − b over the same problems: the mean difference, its bootstrap interval, a sign-flip p-value."""
+    """a − b over the same problems: the mean difference, its interval, and the p-value of `test`.
+
+    `sd` is the sample deviation of the differences by problem; None for one problem.
+    """
 
     delta: float
     ci_low: float
     ci_high: float
     p_value: float
     num_problems: int
+    test: str
+    sd: float | None
 
 
 class SeedSummary(NamedTuple):
@@ -68,12 +76,21 @@ def majority_vote(answers: Sequence[str | None]) -> str | None:
     return votes.most_common(1)[0][0] if votes else None  # most_common keeps first-seen order among equals
 
 
+def standard_error(values: ArrayLike) -> float | None:
+    """Sample deviation (n − 1) over √n: the standard error of the mean; None for fewer than two values."""
+    array = _finite(values, "values")
+    return float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else None
+
+
 def bootstrap_intervals(
-    per_problem: ArrayLike, num_resamples: int = 10_000, seed: int = 0, level: float = 0.95
-) -> tuple[FloatArray, FloatArray]:
+    per_problem: ArrayLike, num_resamples: int = 10_000, seed: int = 0, level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> tuple[FloatArray, FloatArray]:  # fmt: skip
     """Percentile bootstrap intervals of the column means of `per_problem`, shape (problems, series).
 
-    The columns share their resamples; each interval is the one that the column alone would get.
+    The columns share their resamples; each interval is the one that the column alone would get. A column of one value
+    has no width by the bootstrap, whatever the number of problems. With `bounds`, the least and the largest value that a
+    problem can have, it gets the interval of `_of_one_value` instead.
     """
     values = np.sort(_finite(per_problem, "per_problem"), axis=0)
     if values.ndim != 2 or values.shape[0] == 0:
@@ -95,7 +112,25 @@ def bootstrap_intervals(
         means[start : start + rows] = times @ values / num_problems
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
-    return low, high
+    return (low, high) if bounds is None else _of_one_value(values, low, high, level, bounds)
+
+
+def _of_one_value(
+    values: FloatArray, low: FloatArray, high: FloatArray, level: float, bounds: tuple[float, float]
+) -> tuple[FloatArray, FloatArray]:
+    """Intervals with those of columns that hold one value c replaced by an exact bound.
+
+    If none of n problems departs from c, the rate of those that do is below u = 1 − (1 − level)^(1/n) at that level
+    (Clopper and Pearson 1934; about 3/n at 95 %, the rule of three of Hanley and Lippman-Hand 1983). The mean then lies
+    between c − u (c − least) and c + u (largest − c), whatever the values of those that depart.
+    """
+    departing = 1.0 - (1.0 - level) ** (1.0 / values.shape[0])
+    same = values[-1] - values[0] <= 1e-12  # sorted; means over seeds differ in their last bits
+    value = values[0]
+    return (
+        np.where(same, value - departing * (value - bounds[0]), low),
+        np.where(same, value + departing * (bounds[1] - value), high),
+    )
 
 
 def bootstrap_ci(
@@ -109,30 +144,53 @@ def bootstrap_ci(
     return float(low[0]), float(high[0])
 
 
-def paired_comparison(a: ArrayLike, b: ArrayLike, seed: int = 0, num_resamples: int = 10_000) -> PairedComparison:
-    """Compare two methods on the same problems: `a` and `b` hold one mean a problem, in the same order.
+def paired_comparison(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, num_resamples: int = 10_000, one_answer: bool = False
+) -> PairedComparison:
+    """Compare two methods on the same problems: `a` and `b` hold one share of right samples a problem, in the same order.
 
     The p-value is two-sided, from `num_resamples` random sign flips of the differences, with one added to
-    both counts so that it is never 0 (Phipson and Smyth 2010).
+    both counts so that it is never 0 (Phipson and Smyth 2010). `one_answer` says that each share is of one answer,
+    right or wrong: then it is that of the exact McNemar test.
     """
     first, second = _finite(a, "a"), _finite(b, "b")
     if first.shape != second.shape or first.ndim != 1 or first.size == 0:
         raise ValueError(
             f"a and b must hold one value for each of the same problems; got shapes {first.shape} and {second.shape}"
         )
-    return paired_comparisons((first - second)[:, None], seed, num_resamples)[0]
+    return paired_comparisons((first - second)[:, None], seed, num_resamples, one_answer)[0]
 
 
-def paired_comparisons(differences: ArrayLike, seed: int = 0, num_resamples: int = 10_000) -> list[PairedComparison]:
+def paired_comparisons(
+    differences: ArrayLike, seed: int = 0, num_resamples: int = 10_000, one_answer: bool = False
+) -> list[PairedComparison]:
     """`paired_comparison` for each column of `differences`, shape (problems, pairs), with shared resamples and flips:
     each column's result is the one that it alone would get."""
     values = _finite(differences, "differences")
-    low, high = bootstrap_intervals(values, num_resamples, seed)
-    p_values = _sign_flip_p_values(values, num_resamples, seed)
+    low, high = bootstrap_intervals(values, num_resamples, seed, bounds=(-1.0, 1.0))
+    p_values = mcnemar_p_values(values) if one_answer else _sign_flip_p_values(values, num_resamples, seed)
+    test = MCNEMAR if one_answer else PERMUTATION
     return [
-        PairedComparison(float(column.mean()), float(low[at]), float(high[at]), float(p_values[at]), column.size)
+        PairedComparison(
+            float(column.mean()), float(low[at]), float(high[at]), float(p_values[at]), column.size, test,
+            float(column.std(ddof=1)) if column.size > 1 else None,
+        )
         for at, column in enumerate(values.T)
-    ]
+    ]  # fmt: skip
+
+
+def mcnemar_p_values(differences: ArrayLike) -> FloatArray:
+    """Two-sided exact p-values of McNemar's test (1947) for each column of differences −1, 0 or 1, shape (problems, pairs).
+
+    Given the discordant pairs, those in favour of one side are Binomial(discordant, 1/2) if nothing sets the two apart.
+    """
+    from scipy.special import bdtr  # as below: not scipy.stats
+
+    values = _finite(differences, "differences")
+    if not np.all(np.isin(values, (-1.0, 0.0, 1.0))):
+        raise ValueError("McNemar's test needs one answer a problem on each side: differences of -1, 0 or 1")
+    won, lost = np.count_nonzero(values > 0, axis=0), np.count_nonzero(values < 0, axis=0)
+    return np.minimum(1.0, 2.0 * np.asarray(bdtr(np.minimum(won, lost), won + lost, 0.5), dtype=np.float64))
 
 
 def holm(p_values: ArrayLike) -> FloatArray:

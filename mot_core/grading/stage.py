@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,9 +35,10 @@ def grade(context: StepContext) -> dict[str, Any]:
 
 def graded_rows(
     grader_name: str, problems: dict[str, dict[str, Any]], rows: list[dict[str, Any]], *, num_workers: int,
-    progress: Progress | None = None,
+    progress: Progress | None = None, pool: GradingPool | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows with `family`, `verdict` and `extracted` added; times stay out, since files are compared by content.
+    """Rows with `family`, `verdict` and `extracted` added; times stay out, since files are compared by content. With a
+    `pool`, which stays open, no workers of its own are started.
 
     Raises:
         GradingError: the grader broke on more than `MAX_GRADER_FAILED_SHARE` of the rows.
@@ -45,8 +47,8 @@ def graded_rows(
     for row in rows:
         problem = problems[row["problem_id"]]
         items.append(GradeItem(grader_name, problem["family"], problem["answer"], row["text"], row["finish_reason"]))
-    with GradingPool(num_workers) as pool:
-        graded = pool.grade(items, _now_and_then(len(items), progress))
+    with contextlib.nullcontext(pool) if pool is not None else GradingPool(num_workers) as judges:
+        graded = judges.grade(items, _now_and_then(len(items), progress))
     _require_few_failures(grader_name, graded)
     return [
         {**row, "family": item.family, "verdict": one.verdict.value, "extracted": one.extracted}

@@ -59,11 +59,14 @@ GRADERS: dict[str, str] = {
     "exact": "mot_core.grading.answers:same_exact",
     "text": "mot_core.grading.answers:same_text",
     "family": "mot_core.lab.families:check_answer",
+    "gym": "mot_core.grading.gym:same_gym",
 }
 
 # These are ours, and bounded: regular expressions without nested repetition over at most MAX_ANSWER_CHARACTERS.
 # They can neither hang nor grow, so they need no process of their own, and a laboratory's job starts none.
 IN_PROCESS: frozenset[str] = frozenset({"integer", "choice", "exact", "text", "family"})
+# The warden has it loaded before it forks; a worker imports any other, which is not its first answer's time.
+FORKED_LOADED: frozenset[str] = frozenset({"math"})
 
 
 def grader_named(name: str) -> Grader:

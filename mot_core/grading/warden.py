@@ -24,10 +24,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from mot_core.grading.verdicts import GRADERS, Grader, describe_failure, gold_fault, grader_named
+from mot_core.grading.verdicts import FORKED_LOADED, Grader, describe_failure, gold_fault, grader_named
 from mot_core.processes import die_with_parent
 
-# A user's grader is imported once a worker; that time is the import's, not the answer's.
+# A user's grader, or one of a package, is imported once a worker; that time is the import's, not the answer's.
 IMPORT_SECONDS = 60.0
 # Caches grew by 5 MB over 2,000 ordinary answers (measured), but odd ones may leave more; a new worker is cheap to fork.
 MAX_ANSWERS_A_WORKER = 2000
@@ -97,7 +97,7 @@ class Warden:
                 idle.append(self.fork())
             worker, task = idle.pop(), self.questions.popleft()
             worker.task, worker.started = task, time.monotonic()
-            ready = task["grader"] in worker.loaded or task["grader"] in GRADERS
+            ready = task["grader"] in worker.loaded or task["grader"] in FORKED_LOADED
             if ready:
                 worker.loaded.add(task["grader"])
             worker.deadline = worker.started + (self.seconds if ready else IMPORT_SECONDS)

@@ -1,8 +1,9 @@
 """The embedded laboratory: small real models and problem families, so that every claim can be run on a CPU.
 
 Three teachers that reason in different ways, two students of different size that have yet to learn, and
-graders that check. Forged by `mot_core.lab.forge` from the recipe in `mot_core.lab.recipe`. Invariant:
-importing this package loads neither torch nor transformers.
+graders that check; and as many models again of a later laboratory, to which nothing was tuned. Forged by
+`mot_core.lab.forge` from the recipes in `mot_core.lab.recipe`. Invariant: importing this package loads neither
+torch nor transformers.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 
 TEACHERS: tuple[str, ...] = ("running-total", "gains-and-losses", "tens-and-ones")
 STUDENTS: tuple[str, ...] = ("student-small", "student-tiny")
-LAB_MODELS: tuple[str, ...] = (*TEACHERS, *STUDENTS)
+LATER_TEACHERS: tuple[str, ...] = ("clock-running", "hours-and-minutes", "all-minutes")
+LATER_STUDENTS: tuple[str, ...] = ("student-clock", "student-clock-tiny")
+LAB_MODELS: tuple[str, ...] = (*TEACHERS, *STUDENTS, *LATER_TEACHERS, *LATER_STUDENTS)
 
 WEIGHTS_DIR: Path = Path(__file__).resolve().parent / "weights"
 
-__all__ = ["LAB_MODELS", "STUDENTS", "TEACHERS", "WEIGHTS_DIR", "lab_model_path"]
+__all__ = ["LAB_MODELS", "LATER_STUDENTS", "LATER_TEACHERS", "STUDENTS", "TEACHERS", "WEIGHTS_DIR", "lab_model_path"]
 
 
 def lab_model_path(name: str) -> Path:

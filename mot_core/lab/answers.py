@@ -10,6 +10,7 @@ import re
 
 _MAX_CHARS = 64
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_TIME = re.compile(r"([0-9]{1,2}):([0-5][0-9])")
 
 
 def same_integer(gold: str, answer: str) -> bool:
@@ -29,6 +30,19 @@ def same_word(gold: str, answer: str) -> bool:
     if not isinstance(answer, str) or len(answer) > _MAX_CHARS:
         return False
     return answer.strip().lower() == gold.strip().lower()
+
+
+def same_time(gold: str, answer: str) -> bool:
+    """Whether both are the same time of day, `8:25`; a leading zero of the hour and outer blanks are allowed."""
+    stated = _time(answer)
+    return stated is not None and stated == _time(gold)
+
+
+def _time(text: str) -> tuple[int, int] | None:
+    if not isinstance(text, str) or len(text) > _MAX_CHARS:
+        return None
+    found = _TIME.fullmatch(text.strip())
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _integers(text: str) -> list[int] | None:

@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mot_core.lab.answers import same_integer, same_integer_list, same_word
+from mot_core.lab.answers import same_integer, same_integer_list, same_time, same_word
 from mot_core.lab.expressions import Term, evaluate, render_expression
+from mot_core.lab.times import MINUTES_A_DAY, TimeTerm, render_time, render_times, running_times
 from mot_core.problems import Problem
 
 HOME: tuple[str, ...] = ("sums", "products")
 PANEL: tuple[str, ...] = ("reverse", "sort", "count", "largest")
 # The easy ends of the home families. Students grow up on them; they are no benchmarks.
 PRIMERS: tuple[str, ...] = ("short-sums", "short-products")
+# The later laboratory's, added when the first was frozen and its methods had been compared.
+LATER_HOME: tuple[str, ...] = ("clock",)
+LATER_PRIMERS: tuple[str, ...] = ("short-clock",)
 
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 _TRAIN_PERCENT, _DEV_PERCENT = 80, 10
@@ -168,6 +172,31 @@ def _stays_above_zero(terms: list[Term]) -> bool:
     return all(evaluate(terms[: end + 1]) >= 0 for end in range(len(terms)))
 
 
+# Times are whole fives of minutes: a step is then as easy as one on two-digit numbers.
+_CLOCK_GRID = 5
+_LONGEST_CHANGE = 4 * 60 + 55
+
+
+def clock_draft(terms: list[TimeTerm]) -> Draft:
+    """The draft of times added and taken away; every order of the same terms has the same key."""
+    key = " ".join(sorted(f"{term.value:+d}" for term in terms))
+    return Draft(key, render_times(terms), render_time(running_times(terms)[-1]))
+
+
+def _clock_stream(min_terms: int, max_terms: int) -> Callable[[int], Iterator[Draft]]:
+    def stream(seed: int) -> Iterator[Draft]:
+        rng = random.Random(seed)
+        while True:
+            terms = [TimeTerm(1, rng.randrange(0, MINUTES_A_DAY, _CLOCK_GRID))]
+            for _ in range(rng.randint(min_terms, max_terms) - 1):
+                change = rng.randrange(_CLOCK_GRID, _LONGEST_CHANGE + 1, _CLOCK_GRID)
+                terms.append(TimeTerm(rng.choice((1, -1)), change))
+            if all(0 <= total < MINUTES_A_DAY for total in running_times(terms)):
+                yield clock_draft(terms)
+
+    return stream
+
+
 def _reverse_stream(seed: int) -> Iterator[Draft]:
     for metadata in _gym_items("spell_backward", seed, min_word_len=3, max_word_len=6):
         word = str(metadata["word"])
@@ -221,6 +250,8 @@ def _all_families() -> dict[str, Family]:
         Family("largest", "the largest of 3 to 5 two-digit numbers", _largest_stream, same_integer),
         Family("short-sums", "the sums of 2 or 3 terms", _sums_stream(2, 3), same_integer),
         Family("short-products", "1 or 2 terms, one a product", _products_stream(1, 2, 1), same_integer),
+        Family("clock", "3 or 4 times added and taken away, within one day", _clock_stream(3, 4), same_time),
+        Family("short-clock", "the clock problems of 2 terms", _clock_stream(2, 2), same_time),
     )
     return {family.name: family for family in families}
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from mot_core.lab.families import HOME, PANEL, check_answer, draw_problems
-from mot_core.lab.recipe import DEFAULT_RECIPE, LevelsRecipe, Recipe, recipe_hash
+from mot_core.lab.recipe import DEFAULT_RECIPE, Recipe, recipe_hash
 from mot_core.lab.tokenizer import BOX_OPEN, END, render_prompt
 from mot_core.problems import Problem
 
@@ -25,13 +25,13 @@ _SAMPLES_AT_ONCE = 256
 def measure_levels(
     weights_dir: str | Path, recipe: Recipe = DEFAULT_RECIPE, progress: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Accuracy of each model in `weights_dir` on each benchmark, a sample a problem; writes `levels.json`."""
+    """Accuracy of each model in `weights_dir` on each benchmark, a sample a problem; writes `levels_file(recipe)`."""
     weights = Path(weights_dir)
     models: dict[str, Any] = {}
     for model_recipe in recipe.models:
         if (weights / model_recipe.name / "model.safetensors").is_file():
-            models[model_recipe.name] = _model_levels(weights / model_recipe.name, recipe.levels)
-            progress(f"{model_recipe.name} {_summary(models[model_recipe.name])}")
+            models[model_recipe.name] = _model_levels(weights / model_recipe.name, recipe)
+            progress(f"{model_recipe.name} {_summary(models[model_recipe.name], recipe)}")
     levels: dict[str, Any] = {
         "recipe_hash": recipe_hash(recipe),
         "split": "test",
@@ -39,8 +39,13 @@ def measure_levels(
         "seed": recipe.levels.seed,
         "models": models,
     }
-    (weights / "levels.json").write_text(json.dumps(levels, indent=2) + "\n", encoding="utf-8")
+    (weights / levels_file(recipe)).write_text(json.dumps(levels, indent=2) + "\n", encoding="utf-8")
     return levels
+
+
+def levels_file(recipe: Recipe) -> str:
+    """Where a recipe's levels are written: `levels.json` for the first, `levels-clock.json` for a home of `clock`."""
+    return "levels.json" if recipe.home_families == HOME else f"levels-{'-'.join(recipe.home_families)}.json"
 
 
 def sample_completions(
@@ -87,13 +92,14 @@ def count_correct(problems: Sequence[Problem], completions: Sequence[str]) -> li
     ]
 
 
-def _model_levels(path: Path, levels: LevelsRecipe) -> dict[str, Any]:
+def _model_levels(path: Path, recipe: Recipe) -> dict[str, Any]:
+    levels = recipe.levels
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     model = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     result: dict[str, Any] = {}
-    for family in (*HOME, *PANEL):
-        num_problems = levels.num_home_problems if family in HOME else levels.num_panel_problems
+    for family in (*recipe.home_families, *PANEL):
+        num_problems = levels.num_panel_problems if family in PANEL else levels.num_home_problems
         problems = draw_problems(family, "test", num_problems, levels.seed)
         completions = sample_completions(
             model, tokenizer, problems, levels.temperature, levels.seed, levels.max_completion_tokens
@@ -108,5 +114,5 @@ def _model_levels(path: Path, levels: LevelsRecipe) -> dict[str, Any]:
     return result
 
 
-def _summary(levels: dict[str, Any]) -> str:
-    return " ".join(f"{family} {levels[family]['accuracy']:.3f}" for family in (*HOME, *PANEL))
+def _summary(levels: dict[str, Any], recipe: Recipe) -> str:
+    return " ".join(f"{family} {levels[family]['accuracy']:.3f}" for family in (*recipe.home_families, *PANEL))

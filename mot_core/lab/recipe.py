@@ -11,7 +11,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
-from mot_core.lab.styles import STYLES
+from mot_core.errors import SpecError
+from mot_core.lab.families import FAMILIES, LATER_PRIMERS, PANEL, PRIMERS
+from mot_core.lab.styles import CLOCK_STYLES, STYLES
 
 # Raise it when families, styles or the tokenizer change what a model is trained on.
 FORGE_VERSION = 1
@@ -73,13 +75,19 @@ class Recipe:
     levels: LevelsRecipe = LevelsRecipe()
     forge_version: int = FORGE_VERSION
 
+    @property
+    def home_families(self) -> tuple[str, ...]:
+        """The families that teachers of this recipe know: all that its models meet but primers and the panel."""
+        met = {family for model in self.models for family, _ in model.shares}
+        return tuple(family for family in FAMILIES if family in met - {*PRIMERS, *LATER_PRIMERS, *PANEL})
+
     def model(self, name: str) -> ModelRecipe:
-        """The recipe of one model; ValueError for a name the recipe does not have."""
+        """The recipe of one model; SpecError for a name the recipe does not have."""
         for candidate in self.models:
             if candidate.name == name:
                 return candidate
         known = ", ".join(model.name for model in self.models)
-        raise ValueError(f"the recipe has no model {name!r}: expected one of {known}")
+        raise SpecError(f"the recipe has no model {name!r}: expected one of {known}")
 
 
 SMALL = Shape(hidden_size=128, num_layers=4, intermediate_size=384)
@@ -120,6 +128,45 @@ DEFAULT_RECIPE = Recipe(
         ModelRecipe("student-tiny", TINY, STYLES, _TINY_STUDENT, 4500, 22),
     )
 )
+
+
+# The later laboratory: one narrow family, and models that came after the methods were first compared on the models above.
+_CLOCK = (("clock", 0.85), ("short-clock", 0.15))
+_SMALL_CLOCK_STUDENT = (
+    ("clock", 0.12),
+    ("short-clock", 0.36),
+    ("reverse", 0.20),
+    ("sort", 0.10),
+    ("count", 0.17),
+    ("largest", 0.05),
+)
+_TINY_CLOCK_STUDENT = (
+    ("clock", 0.15),
+    ("short-clock", 0.37),
+    ("reverse", 0.16),
+    ("sort", 0.11),
+    ("count", 0.16),
+    ("largest", 0.05),
+)
+
+LATER_RECIPE = Recipe(
+    models=(
+        ModelRecipe("clock-running", SMALL, ("clock-running",), _CLOCK, 1200, 31),
+        ModelRecipe("hours-and-minutes", SMALL, ("hours-and-minutes",), _CLOCK, 1200, 32),
+        ModelRecipe("all-minutes", SMALL, ("all-minutes",), _CLOCK, 1800, 33),
+        ModelRecipe("student-clock", SMALL, CLOCK_STYLES, _SMALL_CLOCK_STUDENT, 2600, 41),
+        ModelRecipe("student-clock-tiny", TINY, CLOCK_STYLES, _TINY_CLOCK_STUDENT, 2600, 42),
+    )
+)
+
+RECIPES: dict[str, Recipe] = {"first": DEFAULT_RECIPE, "later": LATER_RECIPE}
+
+
+def recipe_named(name: str) -> Recipe:
+    """One of `RECIPES`; SpecError for another name."""
+    if name not in RECIPES:
+        raise SpecError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
+    return RECIPES[name]
 
 
 def quick_recipe(recipe: Recipe = DEFAULT_RECIPE, num_steps: int = 20) -> Recipe:

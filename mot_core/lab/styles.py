@@ -1,8 +1,9 @@
-"""Three ways to reason on one home problem, written out: the rationales that teachers are forged on.
+"""Ways to reason on a home problem, written out, three a laboratory: the rationales that teachers are forged on.
 
 That teachers differ in form is what Merge-of-Thought is about, so each style orders the work its own way.
 Used in forging only: in an experiment rationales are sampled from teachers, and are sometimes wrong.
-Invariant: a rationale reads left to right in single easy steps and its last number is the problem's answer.
+Invariant: a rationale reads left to right in single easy steps and its last number (or
+time) is the problem's answer.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mot_core.lab.expressions import Term, evaluate, parse_expression
+from mot_core.lab.times import MINUTES_AN_HOUR, TimeTerm, parse_times, render_time, running_times
 from mot_core.problems import Problem
 
 STYLES: tuple[str, ...] = ("running-total", "gains-and-losses", "tens-and-ones")
+CLOCK_STYLES: tuple[str, ...] = ("clock-running", "hours-and-minutes", "all-minutes")
 
 
 def write_rationale(style: str, problem: Problem) -> str:
-    """The rationale of one style for a home problem (or a primer); ValueError for an unknown style."""
-    if style not in _WRITERS:
-        raise ValueError(f"unknown style {style!r}: expected one of {', '.join(STYLES)}")
-    return _WRITERS[style](parse_expression(problem.question))
+    """The rationale of one style for a home problem (or a primer).
+
+    ValueError for an unknown style, or a question that is not of the style's kind.
+    """
+    if style in _WRITERS:
+        return _WRITERS[style](parse_expression(problem.question))
+    if style in _CLOCK_WRITERS:
+        return _CLOCK_WRITERS[style](parse_times(problem.question))
+    raise ValueError(f"unknown style {style!r}: expected one of {', '.join((*STYLES, *CLOCK_STYLES))}")
 
 
 def write_panel_rationale(problem: Problem) -> str:
@@ -91,4 +99,49 @@ _WRITERS: dict[str, Callable[[list[Term]], str]] = {
     "running-total": _running_total,
     "gains-and-losses": _gains_and_losses,
     "tens-and-ones": _tens_and_ones,
+}
+
+
+def _clock_running(terms: list[TimeTerm]) -> str:
+    """`7:45+1:30=9:15;9:15-0:50=8:25`: from time to time."""
+    times = [render_time(total) for total in running_times(terms)]
+    steps = [
+        f"{times[position]}{_sign(term)}{render_time(term.size)}={times[position + 1]}"
+        for position, term in enumerate(terms[1:])
+    ]
+    # A lone time has no step to show.
+    return ";".join(steps) if steps else times[0]
+
+
+def _hours_and_minutes(terms: list[TimeTerm]) -> str:
+    """`h:7,8,8;m:45,75,25;8+0:25=8:25`: running sums of hours, of minutes, then the hours that the minutes make."""
+    hours, minutes = 0, 0
+    running_hours, running_minutes = [], []
+    for term in terms:
+        hours += term.sign * term.hours
+        minutes += term.sign * term.minutes
+        running_hours.append(str(hours))
+        running_minutes.append(str(minutes))
+    carry, rest = divmod(minutes, MINUTES_AN_HOUR)
+    answer = render_time((hours + carry) * MINUTES_AN_HOUR + rest)
+    return f"h:{','.join(running_hours)};m:{','.join(running_minutes)};{hours}{carry:+d}:{rest:02d}={answer}"
+
+
+def _all_minutes(terms: list[TimeTerm]) -> str:
+    """`465+90=555;555-50=505;505=8:25`: each time as minutes, their running total, the total as a time."""
+    totals = running_times(terms)
+    steps = [
+        f"{totals[position]}{_sign(term)}{term.size}={totals[position + 1]}" for position, term in enumerate(terms[1:])
+    ]
+    return ";".join([*steps, f"{totals[-1]}={render_time(totals[-1])}"])
+
+
+def _sign(term: TimeTerm) -> str:
+    return "+" if term.sign == 1 else "-"
+
+
+_CLOCK_WRITERS: dict[str, Callable[[list[TimeTerm]], str]] = {
+    "clock-running": _clock_running,
+    "hours-and-minutes": _hours_and_minutes,
+    "all-minutes": _all_minutes,
 }

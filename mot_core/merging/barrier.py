@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from mot_core.errors import MergeError
 from mot_core.merging.plan import BranchFiles, Plan, inspect, make_plan
-from mot_core.merging.tensors import FLOATS, MappedFiles
-from mot_core.sft.layout import collate
+from mot_core.merging.tensors import FLOATS, Entry, MappedFiles
+from mot_core.sft.layout import collate, split
 from mot_core.sft.loss import CompletionLoss
 from mot_core.spec import Training
 
@@ -77,26 +77,38 @@ def barrier_of(losses: Sequence[float]) -> float:
     return max(loss - (losses[0] + (losses[-1] - losses[0]) * place / last) for place, loss in enumerate(losses))
 
 
-class Losses:
-    """Mean completion loss (nats a token) at points between models. One example a pass: they are few."""
+class Weights(Protocol):
+    """What can be added to a model's weights, key by key: another model's, or a direction that no file holds."""
 
-    def __init__(self, model: PreTrainedModel, examples: Sequence[Example]) -> None:
+    def load(self, files: MappedFiles, key: str, offset: int, out: torch.Tensor) -> torch.Tensor: ...
+
+
+class Losses:
+    """Mean completion loss (nats a token) at points between models. One example a pass, or of so many padded tokens."""
+
+    def __init__(self, model: PreTrainedModel, examples: Sequence[Example], max_pass_tokens: int | None = None) -> None:
         settings = Training()
         self.summed = CompletionLoss(model, settings.loss, settings.loss_chunk_tokens)
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
-        self.batches = [collate([example], "padded", 0).to(model.device) for example in examples]
+        alone = [[example] for example in examples]
+        groups = alone if max_pass_tokens is None else split(list(examples), "padded", max_pass_tokens)
+        self.batches = [collate(group, "padded", 0).to(model.device) for group in groups]
         self.num_targets = sum(example.num_targets for example in examples)
         self.files = MappedFiles()
 
     @torch.no_grad()
-    def at(self, *point: tuple[float, BranchFiles]) -> float:
+    def at(self, first: tuple[float, BranchFiles], *others: tuple[float, Weights]) -> float:
         """Where weights are the sum of models', each times its share. The model's own are overwritten."""
-        for key, entry in point[0][1].entries.items():
-            if key not in self.parameters or entry.dtype not in FLOATS:
-                continue
-            total = torch.zeros(entry.size, dtype=torch.float64)
-            values = torch.empty_like(total)
-            for share, model in point:
-                total += share * model.load(self.files, key, 0, values)
+        for key, entry in self.entries_of(first[1]):
+            values = torch.empty(entry.size, dtype=torch.float64)
+            total = first[0] * first[1].load(self.files, key, 0, values)
+            for share, added in others:
+                total += share * added.load(self.files, key, 0, values)
             self.parameters[key].copy_(total.reshape(entry.shape))
         return sum(float(self.summed(batch)) for batch in self.batches) / self.num_targets
+
+    def entries_of(self, model: BranchFiles) -> Iterator[tuple[str, Entry]]:
+        """The tensors of a model's files that are weights of the loaded one, in the files' order."""
+        for key, entry in model.entries.items():
+            if key in self.parameters and entry.dtype in FLOATS:
+                yield key, entry

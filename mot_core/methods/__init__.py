@@ -20,6 +20,8 @@ METHODS: dict[str, str] = {
     "shuffled": "mot_core.methods.merged:shuffled",
     "splits": "mot_core.methods.merged:splits",
     "shrunk": "mot_core.methods.merged:shrunk",
+    "opd": "mot_core.methods.on_policy:opd",
+    "mot_opd": "mot_core.methods.on_policy:mot_opd",
     # Nothing is trained: its votes are counted from the STD students' samples (mot_core.evaluation.ensemble).
     "ensemble": "mot_core.methods.baselines:ensemble",
 }

@@ -13,15 +13,16 @@ from mot_core.world import World
 
 @dataclass(frozen=True)
 class Distilled:
-    """One student's path: by round, where it stands. Round 0 is the untrained student.
+    """One student's path: by round, where it stands. Round 0 is the untrained student; between two boundaries, inside a
+    round, the number is no whole one (`mot_core.dag.round_at`).
 
     `label` names it in tables: the method's name, with the teacher where there is a student for each
     (`std/<teacher>`). `path_steps` counts the optimizer steps along the path.
     """
 
     label: str
-    rounds: dict[int, StudentAt]
-    path_steps: dict[int, int]
+    rounds: dict[float, StudentAt]
+    path_steps: dict[float, int]
     branches: tuple[Step, ...] = ()
     merges: tuple[tuple[int, Step], ...] = ()
     teacher: str | None = None
@@ -49,7 +50,9 @@ class Setting:
 
     @property
     def teachers(self) -> list[str]:
-        return [teacher.name for teacher in self.spec.teachers]
+        """Whose corpora the method has: the experiment's teachers, or those that its entry names."""
+        own = next((method.teachers for method in self.spec.methods if method.name == self.name), None)
+        return list(own) if own is not None else [teacher.name for teacher in self.spec.teachers]
 
     @property
     def path_length(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mot_core.dag import Do, StudentAt
+from mot_core.dag import Do, StudentAt, round_at
 from mot_core.methods.base import Distilled, Setting
 from mot_core.sft.places import snapshot_directory
 from mot_core.steps import Step
@@ -43,12 +43,11 @@ def _one_path(setting: Setting, do: Do, label: str, names: list[str], *, teacher
     )
 
 
-def _stops(setting: Setting, branch: Step, num_steps: int) -> tuple[dict[int, StudentAt], dict[int, int]]:
-    """Where a path without rounds stands at each round boundary that was kept, and at its end."""
-    kept = branch.spec["snapshot_steps"]
-    steps_per_round, last = setting.spec.steps_per_round, setting.spec.rounds
-    rounds = {step // steps_per_round: StudentAt(branch, snapshot_directory(step)) for step in kept}
-    path_steps = {step // steps_per_round: step for step in kept}
+def _stops(setting: Setting, branch: Step, num_steps: int) -> tuple[dict[float, StudentAt], dict[float, int]]:
+    """Where a path without rounds stands at each step that was kept, by its place among rounds, and at its end."""
+    kept, last = branch.spec["snapshot_steps"], setting.spec.rounds
+    rounds = {round_at(setting.spec, step): StudentAt(branch, snapshot_directory(step)) for step in kept}
+    path_steps = {round_at(setting.spec, step): step for step in kept}
     return {**rounds, last: StudentAt(branch)}, {**path_steps, last: num_steps}
 
 

@@ -98,7 +98,7 @@ def _alternate(
 ) -> Distilled:  # fmt: skip
     """θₜ ← Σₖ wₖ SFT(θₜ₋₁, D_k) for t = 1…T; `merge`, where given, in place of the spec's."""
     spec, student = setting.spec, setting.start
-    rounds: dict[int, StudentAt] = {}
+    rounds: dict[float, StudentAt] = {}
     all_branches: list[Step] = []
     merges: list[tuple[int, Step]] = []
     for round_index in range(1, spec.rounds + 1):
@@ -125,7 +125,7 @@ def _alternate(
         rounds[round_index] = student
         all_branches += branches.values()
         merges.append((round_index, merged))
-    path_steps = {round_index: round_index * spec.steps_per_round for round_index in rounds}
+    path_steps: dict[float, int] = {r: r * spec.steps_per_round for r in range(1, spec.rounds + 1)}
     return Distilled(method, rounds, path_steps, tuple(all_branches), tuple(merges))
 
 

@@ -1,7 +1,8 @@
 """What the report's tables and figures are drawn from: accuracies with intervals, derived from `Results`.
 
 Invariant: every interval here is the 95 % percentile bootstrap over problems, seeds averaged within a
-problem, so the report has one kind of interval. Shares stay in [0, 1]; the figures turn them into percent.
+problem, so the report has one kind of interval (where all problems have one value, which has no bootstrap,
+the exact bound of `mot_core.evaluation.statistics`). Shares stay in [0, 1]; the figures turn them into percent.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mot_core.evaluation.statistics import bootstrap_intervals, mean_and_interval
+from mot_core.evaluation.statistics import bootstrap_intervals, mean_and_interval, standard_error
 from mot_core.report.palette import Palette
 from mot_core.results import Results
 
 FINAL_COLUMNS = (
-    "budget", "method", "benchmark", "role", "split", "k", "num_problems", "num_seeds", "mean", "sd",
+    "budget", "method", "benchmark", "role", "split", "k", "num_problems", "num_seeds", "mean", "sd", "se_problems",
     "seed_low", "seed_high", "ci_low", "ci_high",
 )  # fmt: skip
 POINT_COLUMNS = ("budget", "method", "benchmark", "role", "split", "round", "mean", "ci_low", "ci_high")
@@ -52,7 +53,8 @@ class Measures:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """`scores` with plain types: `is_final` boolean (an untrained student is final), `round` a number."""
+        """`scores` with plain types: `is_final` boolean (an untrained student is final), `round` a number,
+        whole unless a student was scored inside a round."""
         return _typed(self.results.scores)
 
     @cached_property
@@ -77,6 +79,8 @@ class Measures:
         per_problem = self.problem_scores
         per_problem = per_problem[per_problem["is_final"] & (per_problem["split"] == self.report_split)]
         intervals = _estimates(per_problem, ["budget", "benchmark"], ["method"], _FINAL_RESAMPLES)
+        by_problem = per_problem.groupby(["budget", "method", "benchmark", "problem_id"], sort=False)["share"].mean()
+        errors = {key: standard_error(shares) for key, shares in by_problem.groupby(level=[0, 1, 2], sort=False)}
         rows: list[dict[str, Any]] = []
         for (budget, method, benchmark), group in chosen.groupby(["budget", "method", "benchmark"], sort=False):
             seeds = mean_and_interval(pd.to_numeric(group["avg_at_k"]).to_numpy(dtype=float))
@@ -94,6 +98,7 @@ class Measures:
                     "num_seeds": group["seed"].nunique(),
                     "mean": seeds.mean,
                     "sd": seeds.sd,
+                    "se_problems": errors.get((budget, method, benchmark)),
                     "seed_low": seeds.low,
                     "seed_high": seeds.high,
                     "ci_low": low,
@@ -141,7 +146,10 @@ class Measures:
             for budget, group in self._final_problems(role).groupby("budget", sort=False):
                 table = _by_problem(group, ["method"])
                 base = table["base"] if "base" in table else pd.Series(np.nan, index=table.index)
-                changes = _column_estimates(table.sub(base, axis=0), _POINT_RESAMPLES)
+                differences = table.drop(columns="base", errors="ignore").sub(base, axis=0)
+                changes = _column_estimates(differences, _POINT_RESAMPLES, (-1.0, 1.0))
+                if "base" in table:
+                    changes["base"] = (0.0, 0.0, 0.0)  # from itself
                 for method in table.columns:
                     change = changes.get(method, (None, None, None))
                     rows.append((budget, method, role, table[method].mean(), *change, table[method].count()))
@@ -161,7 +169,7 @@ class Measures:
                 before = ("base", 0) if round_index == 1 else (method, round_index - 1)
                 if method != "base" and before in table.columns:
                     changes[method, round_index] = table[method, round_index] - table[before]
-            found = _column_estimates(pd.DataFrame(changes), _POINT_RESAMPLES)
+            found = _column_estimates(pd.DataFrame(changes), _POINT_RESAMPLES, (-1.0, 1.0))
             rows += [(budget, method, round_index, *change) for (method, round_index), change in found.items()]
         return pd.DataFrame(rows, columns=["budget", "method", "round", "change", "ci_low", "ci_high"])
 
@@ -201,7 +209,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.copy()
     frame["is_final"] = frame["is_final"].map(lambda value: value is True or value == 1).astype(bool)
     frame["is_final"] |= frame["method"] == "base"
-    frame["round"] = pd.to_numeric(frame["round"], errors="coerce").fillna(0).astype(int)
+    rounds = pd.to_numeric(frame["round"], errors="coerce").fillna(0)
+    frame["round"] = rounds.astype(int if (rounds % 1 == 0).all() else float)
     for name in ("budget", "method", "benchmark", "split", "role"):
         if name in frame:
             frame[name] = frame[name].astype(str)
@@ -214,8 +223,9 @@ def _by_problem(frame: pd.DataFrame, series: list[str]) -> pd.DataFrame:
     return means.unstack(series).sort_index(axis=1, level=0) if len(series) > 1 else means.unstack(series[0])
 
 
-def _column_estimates(table: pd.DataFrame, num_resamples: int) -> dict[Any, Estimate]:
-    """(mean, low, high) by column; columns over the same problems are resampled together."""
+def _column_estimates(table: pd.DataFrame, num_resamples: int, bounds: tuple[float, float]) -> dict[Any, Estimate]:
+    """(mean, low, high) by column, whose values lie within the bounds; columns over the same problems are resampled
+    together."""
     found: dict[Any, Estimate] = {}
     groups: dict[bytes, list[Any]] = {}
     for column in table.columns:
@@ -223,7 +233,7 @@ def _column_estimates(table: pd.DataFrame, num_resamples: int) -> dict[Any, Esti
     for columns in groups.values():
         values = table[columns].dropna().to_numpy(dtype=np.float64)
         if len(values):
-            lows, highs = bootstrap_intervals(values, num_resamples)
+            lows, highs = bootstrap_intervals(values, num_resamples, bounds=bounds)
             estimates = zip(values.mean(axis=0).tolist(), lows.tolist(), highs.tolist(), strict=True)
             found.update(zip(columns, estimates, strict=True))
     return {column: found[column] for column in table.columns if column in found}
@@ -235,6 +245,6 @@ def _estimates(
     """(mean, low, high) by (*keys, *series)."""
     found: dict[tuple[Any, ...], Estimate] = {}
     for key, group in frame.groupby(keys, sort=False):
-        for column, estimate in _column_estimates(_by_problem(group, series), num_resamples).items():
+        for column, estimate in _column_estimates(_by_problem(group, series), num_resamples, (0.0, 1.0)).items():
             found[(*key, *(column if isinstance(column, tuple) else (column,)))] = estimate
     return found

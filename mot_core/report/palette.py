@@ -20,7 +20,7 @@ _FIXED_MARKERS = {"base": "_", "mtd": "s", "merge_once": "D", "shuffled": "X", "
 _TEACHER_MARKERS = ("^", "v", "<", ">", "p", "h", "d", "8")
 _NAMES = {
     "base": "Base", "mtd": "MTD", "merge_once": "Merge once", "shuffled": "Shuffled", "ensemble": "Ensemble",
-    "mot": "MoT",
+    "mot": "MoT", "opd": "On-policy", "mot_opd": "MoT, then on-policy",
 }  # fmt: skip
 _ABOUT = {
     "base": "the student before any training",
@@ -29,6 +29,8 @@ _ABOUT = {
     "shuffled": "MoT with the teachers' rationales dealt at random to the branches",
     "ensemble": "majority vote over the STD students; needs all of them at inference",
     "mot": "Merge-of-Thought: branch from the last merge, train one branch a teacher, merge, repeat",
+    "opd": "the student trained on its own samples, towards the teachers' distributions of each token",
+    "mot_opd": "the last MoT student, trained further on its own samples towards the teachers' distributions",
 }
 BUDGET_NAMES = {"matched_path": "matched path", "matched_compute": "matched compute"}
 

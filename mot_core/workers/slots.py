@@ -75,7 +75,7 @@ class Slots:
 
 def devices_needed(step: Step) -> int:
     """How many devices a step takes where there are any; none for one that leaves them idle."""
-    if step.kind == "branch":
+    if step.kind in ("branch", "on-policy"):
         return int((step.locators.get("layout") or {}).get("devices", 1))
     if step.kind in _ASKED:
         if step.spec["completer"] in ("openai", "corpus"):
@@ -88,7 +88,7 @@ def devices_needed(step: Step) -> int:
         return int(step.spec["choice"] == "likeliest")  # the student reads every rationale
     if step.kind == "merge":
         return int("barrier" in step.spec)  # weights are merged in the host's memory
-    return 0
+    return int(step.kind in ("harness", "confidence", "landscape"))
 
 
 _ASKED = {"completions": "teacher", "judgements": "judge", "evaluation": "student"}

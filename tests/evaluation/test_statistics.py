@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -17,9 +18,11 @@ from mot_core.evaluation.statistics import (
     bootstrap_intervals,
     holm,
     majority_vote,
+    mcnemar_p_values,
     mean_and_interval,
     paired_comparison,
     pass_at_k,
+    standard_error,
 )
 
 shares = st.integers(0, 8).map(lambda count: count / 8)
@@ -121,8 +124,76 @@ def test_bootstrap_refuses_what_has_no_mean(values: list[float]) -> None:
 def test_paired_comparison_by_hand() -> None:
     # Four problems, each 0.5 better: only the two of 16 sign patterns with one sign are as extreme, p ≈ 1/8.
     result = paired_comparison([1.0, 0.75, 0.5, 1.0], [0.5, 0.25, 0.0, 0.5])
-    assert (result.delta, result.ci_low, result.ci_high, result.num_problems) == (0.5, 0.5, 0.5, 4)
+    assert (result.delta, result.num_problems, result.sd, result.test) == (0.5, 4, 0.0, "permutation")
     assert result.p_value == pytest.approx(2 / 16, abs=0.012)
+    # None of four problems departs: the rate of those that do is below 1 − 0.05^(1/4) = 0.527, and they may be −1 or 1.
+    assert (result.ci_low, result.ci_high) == pytest.approx((0.5 - 0.52713 * 1.5, 0.5 + 0.52713 * 0.5), abs=1e-4)
+
+
+def test_equal_differences_get_the_rule_of_three_and_not_certainty() -> None:
+    for size in (20, 200, 2000):
+        found = paired_comparison(np.zeros(size), np.zeros(size))
+        assert found.ci_high == -found.ci_low == pytest.approx(3 / size, rel=0.08)
+        # Clopper and Pearson's one-sided bound for no event in `size`, as scipy computes it.
+        theirs = stats.binomtest(0, size, alternative="less").proportion_ci(0.95, method="exact").high
+        assert found.ci_high == pytest.approx(theirs)
+    seen = np.zeros(200)
+    seen[7] = 1.0
+    assert paired_comparison(seen, np.zeros(200)).ci_low == 0.0  # the bootstrap, as ever
+
+
+def test_the_bound_of_equal_differences_covers() -> None:
+    """Where one problem in 40 differs, 30 problems without a difference are common; the bound must hold the truth."""
+    rng = np.random.default_rng(2)
+    rate, size = 0.025, 30
+    covered, missed_by_bootstrap = 0, 0
+    for drawn in rng.random((400, size)) < rate:
+        low, high = bootstrap_intervals(drawn[:, None].astype(float), 200, bounds=(-1.0, 1.0))
+        bare_low, bare_high = bootstrap_intervals(drawn[:, None].astype(float), 200)
+        covered += bool(low[0] <= rate <= high[0])
+        missed_by_bootstrap += not bare_low[0] <= rate <= bare_high[0]
+    assert missed_by_bootstrap > 150  # 0.975^30 = 0.47 of the samples hold no difference
+    assert covered > 0.95 * 400
+
+
+def test_mcnemar_agrees_with_scipys_binomial_test() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.random((60, 8)) < np.linspace(0.3, 0.9, 8), rng.random((60, 8)) < 0.5
+    found = mcnemar_p_values(a.astype(float) - b.astype(float))
+    for column in range(8):
+        won, lost = int(np.sum(a[:, column] & ~b[:, column])), int(np.sum(b[:, column] & ~a[:, column]))
+        assert found[column] == pytest.approx(stats.binomtest(won, won + lost, 0.5).pvalue)
+    # By hand: 1 against 8, twice the chance of at most one head in nine, 2 (1 + 9) / 512.
+    assert mcnemar_p_values([[1.0]] * 8 + [[-1.0]] + [[0.0]] * 5)[0] == pytest.approx(20 / 512)
+    assert mcnemar_p_values(np.zeros((7, 1)))[0] == 1.0
+
+
+def test_mcnemar_is_the_permutation_test_without_its_chance() -> None:
+    rng = np.random.default_rng(6)
+    a, b = (rng.random(80) < 0.6).astype(float), (rng.random(80) < 0.45).astype(float)
+    exact, drawn = paired_comparison(a, b, one_answer=True), paired_comparison(a, b)
+    assert (exact.test, drawn.test) == ("mcnemar", "permutation")
+    assert exact.p_value == pytest.approx(drawn.p_value, abs=0.015)
+    assert (exact.delta, exact.ci_low, exact.ci_high) == (drawn.delta, drawn.ci_low, drawn.ci_high)
+
+
+def test_mcnemar_refuses_means_of_several_answers() -> None:
+    with pytest.raises(ValueError, match="one answer a problem"):
+        paired_comparison([0.5, 1.0], [0.0, 1.0], one_answer=True)
+
+
+def test_standard_error_agrees_with_scipy() -> None:
+    values = [0.25, 1.0, 0.5, 0.5]
+    assert standard_error(values) == pytest.approx(stats.sem(values))
+    assert standard_error([0.3]) is None
+
+
+@pytest.mark.parametrize(("num_samples", "k"), [(4, 2), (5, 3), (6, 1), (6, 6)])
+def test_pass_at_k_is_the_share_of_all_subsets_with_a_right_one(num_samples: int, k: int) -> None:
+    for correct in range(num_samples + 1):
+        answers = [True] * correct + [False] * (num_samples - correct)
+        subsets = [any(chosen) for chosen in itertools.combinations(answers, k)]
+        assert pass_at_k([correct], num_samples, k)[0] == pytest.approx(sum(subsets) / len(subsets))
 
 
 def test_paired_p_value_agrees_with_scipy() -> None:
@@ -145,7 +216,8 @@ def test_p_value_is_never_zero() -> None:
 def test_identical_methods_do_not_differ() -> None:
     values = np.array([0.1, 0.5, 0.9])
     result = paired_comparison(values, values)
-    assert (result.delta, result.ci_low, result.ci_high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+    assert (result.delta, result.p_value) == (0.0, 1.0)
+    assert (result.ci_low, result.ci_high) == pytest.approx((-0.6316, 0.6316), abs=1e-4)  # 1 − 0.05^(1/3)
 
 
 def test_paired_comparison_refuses_other_problems() -> None:

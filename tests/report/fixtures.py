@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mot_core.evaluation.power import Power
 from mot_core.evaluation.statistics import holm, paired_comparison
 from mot_core.results import TABLE_COLUMNS, Results
 
@@ -248,9 +249,12 @@ def _comparisons(shape: Shape, problem_scores: pd.DataFrame) -> pd.DataFrame:
                 found = paired_comparison(table[method], table[best])
                 rows.append({"budget": budget, "a": method, "b": best, "benchmark": benchmark, **vars(found)})
     frame = pd.DataFrame(rows)
-    return frame.assign(p_value_holm=holm(frame["p_value"]), num_seeds=len(shape.seeds))[
-        list(TABLE_COLUMNS["comparisons"])
-    ]
+    powers = [Power(row.delta, row.num_problems, shape.k, row.sd, 0.5) for row in frame.itertuples()]
+    return frame.assign(
+        p_value_holm=holm(frame["p_value"]), num_seeds=len(shape.seeds), num_samples=shape.k, sampling_share=0.5,
+        detectable=[power.detectable for power in powers],
+        problems_needed=[power.problems_needed(0.03) for power in powers],
+    )[list(TABLE_COLUMNS["comparisons"])]  # fmt: skip
 
 
 def _rationales(shape: Shape, rng: np.random.Generator) -> pd.DataFrame:

@@ -8,8 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from mot_core.comparison import power_of
+from mot_core.evaluation.power import power_sentence
+from mot_core.evaluation.statistics import MCNEMAR, PERMUTATION
 from mot_core.report.blocks import (
     Cell,
+    CodeBlock,
     FigureBlock,
     Header,
     ListBlock,
@@ -29,6 +33,7 @@ from mot_core.report.wording import (
     INTERVAL,
     final_sizes,
     headline_paragraph,
+    listing,
     percent,
     points,
     sizes,
@@ -52,6 +57,7 @@ def headline_section(measures: Measures, headline: pd.DataFrame) -> Section:
         rows = headline[headline["budget"] == budget]
         if len(rows):
             blocks.append(_headline_table(measures, budget, rows))
+            blocks += _power_notes(measures, budget)
     colour = measures.palette.method
     blocks.append(
         ListBlock(
@@ -76,8 +82,8 @@ def rounds_section(measures: Measures) -> Section:
         caption = (
             f"Accuracy by round, {visible(budget_name(budget))}. One panel a benchmark, on the split named in its "
             "title; a method measured once is a single marker at its last round, and the dotted line with its band "
-            "is the untrained student. A path without merges is shown at the round boundaries at which it was "
-            f"scored, and at its end, whatever its length, at its last round. Vertical bars: {INTERVAL}; methods "
+            f"is the untrained student. A path without merges is shown at the round boundaries{_inside(followed)} at which "
+            f"it was scored, and at its end, whatever its length, at its last round. Vertical bars: {INTERVAL}; methods "
             f"are shifted sideways within a round to keep them apart. {sizes(followed)}."
         )
         alt = f"Line chart of accuracy by round for {len(curves['method'].unique())} methods."
@@ -181,6 +187,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
 
 
+def _inside(followed: pd.DataFrame) -> str:
+    return " and inside rounds" if (followed["round"] % 1 != 0).any() else ""
+
+
 def _headline_table(measures: Measures, budget: str, rows: pd.DataFrame) -> TableBlock:
     benchmarks = [(name, role) for name, role in measures.benchmarks if (rows["benchmark"] == name).any()]
     chosen = measures.best_teacher(budget)
@@ -198,7 +208,7 @@ def _headline_table(measures: Measures, budget: str, rows: pd.DataFrame) -> Tabl
         table.append(cells)
     against = (
         f"Δ is the paired difference from {visible(best)}, the best single teacher on dev, with its 95 % bootstrap "
-        "interval; * p < 0.05, ** p < 0.01, *** p < 0.001 (sign-flip permutation test over problems, after Holm)."
+        f"interval; * p < 0.05, ** p < 0.01, *** p < 0.001 ({_tests(measures, budget)} over problems, after Holm)."
         if best
         else "No best single teacher was recorded, so no paired difference is shown."
     )
@@ -206,10 +216,32 @@ def _headline_table(measures: Measures, budget: str, rows: pd.DataFrame) -> Tabl
     spread = "Mean (one training seed, so no deviation)" if one_seed else "Mean ± sample deviation over training seeds"
     caption = (
         f"{visible(budget_name(budget)).capitalize()}{budget_about(budget)}: final students on "
-        f"{measures.report_split}. {spread}; in brackets the interval ({INTERVAL}). "
+        f"{measures.report_split}. {spread}; in brackets the interval ({INTERVAL}), then the standard error over "
+        "problems (SE). "
         f"Bold: highest mean of the column, significant or not. {against} {final_sizes(measures)}."
     )
     return TableBlock(caption, [top, second], table, f"headline-{slug(budget)}")
+
+
+def _tests(measures: Measures, budget: str) -> str:
+    """The tests that a budget's p-values are from."""
+    names = {PERMUTATION: "sign-flip permutation test", MCNEMAR: "exact McNemar test"}
+    rows = measures.results.comparisons
+    return listing([names[str(test)] for test in rows.loc[rows["budget"] == budget, "test"].unique()])
+
+
+def _power_notes(measures: Measures, budget: str) -> list[Any]:
+    """What the comparisons of a budget could have seen: MoT with the best single teacher in sight, all others folded."""
+    rows = measures.results.comparisons
+    best = measures.best_teacher(budget)
+    shown: list[str] = []
+    folded: list[str] = []
+    for row in rows[rows["budget"] == budget].to_dict("records"):
+        pair = f"{visible(method_name(row['a']))} − {visible(method_name(row['b']))}, {visible(row['benchmark'])}"
+        line = f"{pair}: {power_sentence(power_of(row))}"
+        (shown if {row["a"], row["b"]} == {"mot", best} else folded).append(line)
+    blocks: list[Any] = [TextBlock("What the comparison could see. " + " ".join(shown))] if shown else []
+    return blocks + ([CodeBlock("What the other comparisons could see", "\n".join(folded), False)] if folded else [])
 
 
 def _headline_cells(rows: pd.DataFrame) -> list[Cell]:
@@ -218,6 +250,7 @@ def _headline_cells(rows: pd.DataFrame) -> list[Cell]:
     row = rows.iloc[0]
     deviation = "" if pd.isna(row["sd"]) or row["method"] == "base" else f" ± {percent(row['sd'])}"
     interval = "" if pd.isna(row["ci_low"]) else f"[{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
+    interval += "" if pd.isna(row["se_problems"]) else f" SE {percent(row['se_problems'])}"
     score = Cell(
         percent(row["mean"]) + deviation,
         interval,
