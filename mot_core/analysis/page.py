@@ -1,0 +1,75 @@
+"""A study's page: its paragraph, figure and table, in one HTML file and beside it as files that other documents take.
+
+Invariant: equal findings give equal bytes of text, table and figure; only `study.json` holds clocks and hosts. The page
+loads nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mot_core.files import write_atomically
+from mot_core.report.figures.drawing import RenderedFigure
+from mot_core.report.text import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STUDY = "study.json"
+
+
+def write_study(run_dir: Path, record: dict[str, Any], table: pd.DataFrame, figure: RenderedFigure, text: str) -> Path:
+    """Write study.md, study.html, table.csv and the figure as PNG and SVG, study.json last; the page's path."""
+    import jinja2
+
+    columns = [visible(name) for name in table.columns]
+    rows = [[visible(_cell(value)) for value in row] for row in table.itertuples(index=False)]
+    document = {**record, "text": text, "columns": columns, "rows": rows}
+    table.to_csv(run_dir / "table.csv", index=False, lineterminator="\n")
+    for suffix, content in (("svg", figure.svg), ("png", figure.png)):
+        (run_dir / f"figure.{suffix}").write_bytes(content)
+    write_atomically(run_dir / "study.md", markdown(document))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mot_core.report", "templates"), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("study.html.j2").render(
+        document, figure=base64.b64encode(figure.svg).decode("ascii"), facts=_facts(document)
+    )
+    write_atomically(run_dir / "study.html", page)
+    write_atomically(run_dir / STUDY, json.dumps(document, indent=1) + "\n")
+    return run_dir / "study.html"
+
+
+def markdown(document: dict[str, Any], picture: str = "![figure](figure.png)") -> str:
+    """Question, paragraph, picture and table as Markdown, without a heading of its own."""
+    columns = [_escaped(name) for name in document["columns"]]
+    lines = [
+        f"*{_escaped(document['question'])}* ({document['claim']}; {_facts(document)})", "", _escaped(document["text"]), "", picture, "",
+        f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}",
+        *(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in document["rows"]),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _facts(document: dict[str, Any]) -> str:
+    """Size, seeds and cost of the study, in a few words."""
+    seeds, counts = document["options"]["training_seeds"], document["step_counts"]
+    return (
+        f"size {document['size']}, base {document['base']['name']}, training seeds {', '.join(map(str, seeds))}, "
+        f"{len(document['cells'])} cells, {counts['run'] + counts['reused']} steps"
+    )
+
+
+def _cell(value: Any) -> str:
+    """A table's cell: shares with three digits, absent values as a dash."""
+    if value is None or value != value:
+        return "—"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

@@ -1,0 +1,105 @@
+"""The studies' sizes: every one loads, builds its cells and plans them, without anything being computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.studies import STUDIES, study_named
+from flows.studies.base import SIZES, Findings, Setup, setup_of, study_sizes, with_fields
+from flows.studies.run import check_cells
+from mot_core.analysis.outcomes import Outcomes
+from mot_core.errors import SpecError
+from mot_core.spec import Experiment
+
+ALL = [(name, size) for name in STUDIES for size in study_sizes(name)]
+
+
+def cells_of(name: str, size: str, *overrides: str) -> dict[str, Experiment]:
+    setup = setup_of(study_named(name), size, overrides)
+    made = study_named(name).phases[0](setup, Findings(setup, Outcomes()))
+    check_cells(name, [cell.name for cell in made])
+    return {cell.name: cell.spec for cell in made}
+
+
+def test_every_study_has_every_size() -> None:
+    for name in STUDIES:
+        assert set(SIZES) <= set(study_sizes(name)), name
+
+
+@pytest.mark.parametrize(("name", "size"), ALL)
+def test_a_size_builds_its_cells(name: str, size: str) -> None:
+    study, cells = study_named(name), cells_of(name, size)
+    assert study.name == name and study.question.endswith("?")
+    seeds = setup_of(study, size).options.training_seeds
+    assert all(spec.training_seeds == seeds and spec.name == cell for cell, spec in cells.items())
+
+
+def test_the_laboratorys_sizes_are_as_the_documents_say() -> None:
+    methods = cells_of("methods", "lab")["methods"]
+    assert len(methods.training_seeds) >= 5 and methods.budgets == ("matched_path", "matched_compute")
+    samples = {spec.corpus.num_rationales for spec in cells_of("samples", "lab").values()}
+    assert {25, 50, 100, 200, 400, 800} == samples
+    rounds = cells_of("rounds", "lab")
+    assert {spec.rounds * spec.steps_per_round for name, spec in rounds.items() if name != "long"} == {40}
+    assert rounds["long"].rounds > 5
+    teachers = cells_of("teachers", "lab")["teachers"]
+    variants = [set(method.teachers or ()) for method in teachers.methods if method.variant_of == "mot"]
+    home = {teacher.name for teacher in teachers.teachers[:3]}
+    assert len([one for one in variants if one <= home]) == 7, "every subset of three"
+    assert [one - home for one in variants if not one <= home][-1] == {"shifted", "peer", "weak", "wrong"}
+    assert teachers.corpus.match_over == tuple(teacher.name for teacher in teachers.teachers[:3])
+
+
+def test_overrides_reach_base_and_options() -> None:
+    changed = cells_of("rounds", "smoke", "base.merge.rule=ties", "options.rounds_grid=[1, 4]")
+    assert list(changed) == ["rounds-1", "rounds-4", "long"]
+    assert {spec.merge.rule for spec in changed.values()} == {"ties"}
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides", "told"),
+    [
+        ("labb", (), "has no size 'labb'; did you mean 'lab'"),
+        ("smoke", ("rounds=3",), "expected base.FIELD=VALUE .* or options.FIELD=VALUE"),
+        ("smoke", ("options.round_grid=[1]",), "round_grid"),
+        ("smoke", ("options.training_seeds=[]",), "training_seeds"),
+        ("smoke", ("base.rounds=0",), "rounds"),
+    ],
+)
+def test_what_a_study_does_not_have_is_refused(size: str, overrides: tuple[str, ...], told: str) -> None:
+    with pytest.raises(SpecError, match=f"(?s){told}"):
+        setup_of(study_named("rounds"), size, overrides)
+
+
+def test_an_unknown_study_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SpecError, match="there is no study 'round'; did you mean 'rounds'"):
+        study_named("round")
+
+
+def test_a_base_without_what_a_study_compares_is_refused() -> None:
+    with pytest.raises(SpecError, match="has no method shrunk, which this study compares"):
+        cells_of(
+            "consensus",
+            "smoke",
+            "base.methods=[{name: base}, {name: std}, {name: mtd}, {name: mot}, {name: shuffled}, {name: splits}]",
+        )
+
+
+def test_fields_are_laid_over_an_experiment_and_checked(setup: Setup) -> None:
+    made = with_fields(setup.base, "other", corpus={"num_rationales": 9}, rounds=4)
+    assert (made.name, made.rounds, made.corpus.num_rationales) == ("other", 4, 9)
+    assert made.corpus.choice == setup.base.corpus.choice, "what is not named stays"
+    with pytest.raises(SpecError, match="cell other: the spec is wrong"):
+        with_fields(setup.base, "other", rounds=0)
+
+
+def test_a_grid_with_two_cells_of_one_name_is_refused() -> None:
+    with pytest.raises(SpecError, match="two cells are called a"):
+        check_cells("x", ["a", "b", "a"])
+    with pytest.raises(SpecError, match="its grid is empty"):
+        check_cells("x", [])
+
+
+@pytest.fixture
+def setup() -> Setup:
+    return setup_of(study_named("rounds"), "smoke")

@@ -1,0 +1,134 @@
+"""Every study end to end at its smoke size: real models, workers, Prefect and MLflow, one store for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from flows.studies import STUDIES
+from flows.studies.findings import write_findings
+from mot_core.artifacts import Store
+from mot_core.errors import SpecError, StoreError
+from mot_core.files import read_jsonl
+from mot_core.tables import load_results
+from tests.processes import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+# The paragraph names its uncertainty, and this the studies that test differences.
+AGAIN = "methods"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("studies") / "store")
+
+
+@pytest.fixture(scope="module")
+def said(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """What the driver said, by study; `methods` runs a second time, last."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.drive_studies", str(store.root), *STUDIES, AGAIN],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=1400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            one = json.loads(line)
+            lines.setdefault(one["study"], []).append(one)
+    return lines
+
+
+def record_of(said: dict[str, list[dict[str, Any]]], name: str, which: int = 0) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((Path(said[name][which]["run_dir"]) / "study.json").read_text())
+    return record
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_a_study_ends_in_a_page(said: dict[str, list[dict[str, Any]]], name: str) -> None:
+    run_dir, record = Path(said[name][0]["run_dir"]), record_of(said, name)
+    assert said[name][0]["torch"] is False, "the flow process imported torch"
+    assert record["rows"] and all(len(row) == len(record["columns"]) for row in record["rows"])
+    assert len(record["text"]) > 80 and "n = " in record["text"].lower() and "training seed" in record["text"]
+    table = pd.read_csv(run_dir / "table.csv")
+    assert len(table) == len(record["rows"]) and list(table.columns) == record["columns"]
+    picture = (run_dir / "figure.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and 5_000 < len(picture) < 200_000
+    page = (run_dir / "study.html").read_text()
+    assert "default-src 'none'" in page and "<script" not in page
+    cells = {cell["name"] for cell in record["cells"]}
+    assert {path.name for path in (run_dir / "cells").iterdir()} == cells
+    for cell in cells:
+        assert len(load_results(run_dir / "cells" / cell).scores)
+    assert json.loads((run_dir / "tracking.json").read_text())["state"] == "logged"
+
+
+def test_a_second_run_computes_nothing(said: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = record_of(said, AGAIN), record_of(said, AGAIN, -1)
+    assert second["step_counts"]["run"] == 0
+    assert (second["text"], second["rows"]) == (first["text"], first["rows"])
+    directories = [Path(said[AGAIN][which]["run_dir"]) for which in (0, -1)]
+    assert directories[0] != directories[1]
+    for name in ("figure.png", "figure.svg", "table.csv"):
+        assert (directories[0] / name).read_bytes() == (directories[1] / name).read_bytes()
+
+
+def test_studies_share_steps(said: dict[str, list[dict[str, Any]]]) -> None:
+    shared = {name: record_of(said, name)["step_counts"]["reused"] for name in STUDIES}
+    assert shared["merges"] > 0 and shared["consensus"] > 0 and shared["on-policy"] > 0
+
+
+def test_a_tables_figure_is_a_count_of_graded_answers(said: dict[str, list[dict[str, Any]]], store: Store) -> None:
+    record = record_of(said, "methods")
+    index = json.loads((Path(said["methods"][0]["run_dir"]) / "cells/methods/index.json").read_text())
+    right, total = 0, 0
+    for student in index["students"]:
+        if student["method"] == "mot" and student["is_final"] and student["budget"] == "matched_path":
+            for evaluation in student["evaluations"]:
+                if evaluation["split"] == "test" and evaluation["role"] == "home":
+                    graded = read_jsonl(store.object_dir(evaluation["identity"]) / "graded.jsonl")
+                    right, total = right + sum(row["verdict"] == "correct" for row in graded), total + len(graded)
+    row = next(row for row in record["rows"] if row[0] == "matched path" and row[1].startswith("MoT"))
+    assert row[record["columns"].index("home")].startswith(f"{100 * right / total:.1f} %")
+
+
+def test_mlflow_has_a_run_a_cell(said: dict[str, list[dict[str, Any]]], store: Store) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("study-rounds")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    cells = [run for run in runs if run.data.tags["mot.role"] == "cell"]
+    (parent,) = [run for run in runs if run.data.tags["mot.role"] == "study"]
+    assert {run.data.params["rounds"] for run in cells} == {"1", "2", "3"}
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in cells)
+    assert all("matched_path/mot/test/sums" in run.data.metrics for run in cells)
+    assert "figure.png" in {one.path for one in client.list_artifacts(parent.info.run_id)}
+
+
+def test_findings_are_put_where_a_document_asks(
+    said: dict[str, list[dict[str, Any]]], store: Store, tmp_path: Path
+) -> None:
+    document = tmp_path / "found.md"
+    document.write_text("# Found\n\n<!-- study rounds smoke -->\nold\n<!-- end -->\n\nOur reading stays.\n")
+    assert write_findings(store, document) == ["rounds smoke"]
+    text = document.read_text()
+    assert "old" not in text and "Our reading stays." in text and "images/studies/rounds-smoke.png" in text
+    assert (tmp_path / "images/studies/rounds-smoke.png").stat().st_size > 5_000
+    once = text
+    write_findings(store, document)
+    assert document.read_text() == once
+    document.write_text("<!-- study rounds paper -->\n<!-- end -->\n")
+    with pytest.raises(StoreError, match="study rounds at size paper has not run in"):
+        write_findings(store, document)
+    document.write_text("nothing\n")
+    with pytest.raises(SpecError, match="has no place for a study"):
+        write_findings(store, document)
