@@ -52,11 +52,16 @@ def plan_tables(plan: Plan, list_steps: bool) -> Iterator[Table]:
 def study_plan_table(study: Study, setup: Setup, plans: list[tuple[Cell, Plan]]) -> Table:
     """A study's cells: steps to run and to reuse, tokens and time, a shared step in the first cell that has it."""
     phases = f", phase 1 of {len(study.phases)}" if len(study.phases) > 1 else ""
-    table = _table(f"study {study.name}, size {setup.size}{phases}", "cell", "run", "reuse", "tokens", "FLOPs", "disk", "time")
+    table = _table(
+        f"study {study.name}, size {setup.size}{phases}", "cell", "run", "reuse", "tokens", "FLOPs", "disk", "time"
+    )
     total = [0.0] * 6
     for cell, made in plans:
         stages = made.by_stage()
-        row = [sum(stage[name] for stage in stages) for name in ("run", "reuse", "tokens", "flops", "disk_bytes", "seconds")]
+        row = [
+            sum(stage[name] for stage in stages)
+            for name in ("run", "reuse", "tokens", "flops", "disk_bytes", "seconds")
+        ]
         total = [before + value for before, value in zip(total, row, strict=True)]
         table.add_row(cell.name, *_plan_cells(row))
     table.add_section()

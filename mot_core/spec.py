@@ -207,7 +207,9 @@ class Gym(Spec):
     """A data set of the installed reasoning-gym. Problems are drawn with the source's `seed`, and graded by `gym`."""
 
     dataset: str = Field(min_length=1, description="reasoning-gym's name of it, e.g. chain_sum")
-    settings: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="its own, where they differ from its defaults")
+    settings: dict[str, Scalar | tuple[Scalar, ...]] = Field(
+        {}, description="its own, where they differ from its defaults"
+    )
 
 
 class ProblemSource(Table):
@@ -635,7 +637,8 @@ class Harness(Spec):
     apply_chat_template: bool = Field(True, description="examples are then turns of the chat")
     system_instruction: str | None = None
     gen_kwargs: dict[str, Scalar | tuple[str, ...]] = Field(
-        {}, description="goes before a task's own generation_kwargs, e.g. max_gen_toks, temperature with do_sample: true"
+        {},
+        description="goes before a task's own generation_kwargs, e.g. max_gen_toks, temperature with do_sample: true",
     )
     model_args: dict[str, Scalar] = Field({}, description="how lm-eval loads the student and reads what it writes")
     batch_size: int = Field(8, ge=1, description="part of what is measured: another one may flip a near tie")
@@ -683,7 +686,9 @@ class Evaluation(Spec):
     batch_size: int = Field(256, ge=1)
     max_failed_share: float = Field(0.05, ge=0.0, le=1.0)
     ci_resamples: int = Field(10_000, ge=100)
-    harness: tuple[Harness, ...] = Field((), description="what lm-evaluation-harness measures of final students, on test")
+    harness: tuple[Harness, ...] = Field(
+        (), description="what lm-evaluation-harness measures of final students, on test"
+    )
 
     @model_validator(mode="after")
     def _samples_weights(self) -> Evaluation:

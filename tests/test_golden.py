@@ -154,7 +154,9 @@ def observe(chain: Chain) -> dict[str, Any]:
 
 def test_every_kind_is_here(chain: Chain) -> None:
     # What the harness measures is lm-eval's: tests/evaluation/test_harness.py checks it by hand.
-    assert {step.kind for step in chain.steps.values()} | {"judgements", "harness", *PINNED_ELSEWHERE} == set(ALGORITHM_VERSIONS)
+    assert {step.kind for step in chain.steps.values()} | {"judgements", "harness", *PINNED_ELSEWHERE} == set(
+        ALGORITHM_VERSIONS
+    )
 
 
 @pytest.mark.parametrize(
