@@ -23,7 +23,11 @@ BudgetName = Literal["matched_path", "matched_compute"]
 Scalar = bool | int | float | str
 
 BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled", "shrunk", "splits", "opd", "mot_opd")  # fmt: skip
-TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled", "splits", "opd", "mot_opd")
+TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled", "splits", "opd")
+
+
+_RATE_OF = {"shrunk": "std", "mot_opd": "opd"}
+"""Methods made of another one's steps, which train at its rate where they give none."""
 
 
 class Spec(BaseModel):
@@ -833,8 +837,8 @@ class Experiment(Spec):
                 return method.learning_rate
             if method.variant_of is not None:
                 return (method.learning_rate_scale or 1.0) * self.learning_rate(method.variant_of)
-            if method.name == "shrunk":  # its branches are STD's
-                return self.learning_rate("std")
+            if method.name in _RATE_OF:
+                return self.learning_rate(_RATE_OF[method.name])
         return self.training.learning_rate
 
     def training_of(self, method: Method) -> Training:

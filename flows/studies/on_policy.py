@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 
 
 class OnPolicyOptions(Options):
-    """Variants by name, each the fields of `on_policy`."""
+    """Variants by name, each the fields of `on_policy`; `singles` are the base's methods that distil on-policy from one
+    teacher each, of which the one that is best on dev is compared."""
 
+    singles: tuple[str, ...] = ()
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
     budgets: tuple[BudgetName, ...] = ("matched_path", "matched_compute")
 
 
 def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
-    """A cell a variant; the methods without on-policy steps are the same in all."""
+    """A cell a variant; the methods without on-policy steps are the same in all, single teachers' are in the first."""
     base, options = setup.base, setup.options
-    methods = only_methods(base, ["base", "std", "mtd", "mot", "opd", "mot_opd"])
-    return [
-        Cell(
-            name, with_fields(base, name, methods=methods, on_policy=fields, budgets=list(options.budgets)),
-            {"on_policy": name},
+    made: list[Cell] = []
+    for name, fields in options.variants.items():
+        compared = ["base", "std", "mtd", "mot", "opd", "mot_opd", *(() if made else options.singles)]
+        spec = with_fields(
+            base, name, methods=only_methods(base, compared), on_policy=fields, budgets=list(options.budgets)
         )
-        for name, fields in options.variants.items()
-    ]  # fmt: skip
+        made.append(Cell(name, spec, {"on_policy": name}))
+    return made
 
 
 def _arms(findings: Findings, budget: str) -> dict[str, Arm]:
@@ -46,10 +48,20 @@ def _arms(findings: Findings, budget: str) -> dict[str, Arm]:
     arms = {shown(method): Arm(first, method, budget) for method in ("base", "mtd", "mot")}
     best = findings.outcomes.best_teacher(first, budget)
     arms[f"best {shown(best)}"] = Arm(first, best, budget)
+    if findings.setup.options.singles:
+        single = best_single(findings, budget)
+        arms[f"best single OPD ({single.removeprefix('opd-')})"] = Arm(first, single, budget)
     for name in names:
         arms[f"OPD, {name}"] = Arm(name, "opd", budget)
         arms[f"MoT, then OPD, {name}"] = Arm(name, "mot_opd", budget)
     return arms
+
+
+def best_single(findings: Findings, budget: str) -> str:
+    """The method of `singles` that is best on the home benchmarks' dev split; ties go to the first."""
+    first, outcomes = next(iter(findings.outcomes.coordinates)), findings.outcomes
+    singles = findings.setup.options.singles
+    return str(max(singles, key=lambda name: outcomes.estimate(Arm(first, name, budget), split="dev").mean))
 
 
 def against_mot(findings: Findings) -> dict[tuple[str, str], Difference]:
