@@ -13,12 +13,13 @@ from mot_core.analysis.drawing import bars, differences, looks_of, panels, shown
 from mot_core.analysis.outcomes import Arm, Difference, corrected
 from mot_core.analysis.wording import described, estimated, listing, percent, points, sizes, tally
 from mot_core.evaluation.statistics import mean_and_interval
-from mot_core.report.figures.drawing import label, shared_legend, whiskers
-from mot_core.report.palette import budget_name
+from mot_core.report.figures.drawing import label, scaled, whiskers
+from mot_core.report.palette import Look, budget_name
 from mot_core.spec import BudgetName
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CELL = "methods"
@@ -113,7 +114,7 @@ def figure(findings: Findings) -> Figure:
     outcomes, budgets = findings.outcomes, findings.setup.options.budgets
     names = list(dict.fromkeys(name for budget in budgets for name in _methods(findings, budget)))
     looks = looks_of(names, [teacher.name for teacher in findings.setup.base.teachers])
-    drawn, axes = panels(2 * len(budgets) + 1, height=1.2 + 0.2 * len(names), max_columns=3)
+    drawn, axes = panels(2 * len(budgets) + 2, height=1.2 + 0.19 * len(names), max_columns=2)
     for index, budget in enumerate(budgets):
         methods = _methods(findings, budget)
         values = [outcomes.estimate(Arm(CELL, method, budget)) for method in methods]
@@ -123,28 +124,33 @@ def figure(findings: Findings) -> Figure:
         found = of_mot(findings, budget)
         differences(axes[2 * index + 1], found, [shown(one.b.partition(" in ")[0]) for one in found])
         axes[2 * index + 1].set_title(f"{budget_name(budget)}: MoT minus …")
-    last = axes[-1]
-    for budget in budgets:
-        for method in _methods(findings, budget):
-            value, flops = (
-                outcomes.estimate(Arm(CELL, method, budget)),
-                _cost(findings, method, budget)["training_flops"],
-            )
-            if flops <= 0:
-                continue
-            style = looks[method]
-            whiskers(last, flops, 100 * value.low, 100 * value.high, style.colour)
-            last.plot(
-                flops, 100 * value.mean, marker=style.marker, color=style.colour, linestyle="", markersize=7,
-                markerfacecolor=style.colour if budget == budgets[0] else "white", label=label(shown(method), 24),
-            )  # fmt: skip
-    last.set_xscale("log")
-    last.set_xlabel("training FLOPs (open: the second budget)")
-    last.set_ylabel("accuracy (%)")
-    last.set_title("Accuracy against cost")
-    handles = {text: handle for handle, text in zip(*last.get_legend_handles_labels(), strict=True)}
-    shared_legend(drawn, list(handles.values()), per_row=6)
+    _cost_panel(findings, axes[-2], looks)
+    handles = dict(zip(*reversed(axes[-2].get_legend_handles_labels()), strict=True))
+    axes[-1].set_axis_off()
+    axes[-1].legend(handles.values(), handles.keys(), loc="center left", ncols=2)
     return drawn
+
+
+def _cost_panel(findings: Findings, axes: Axes, looks: dict[str, Look]) -> None:
+    """Accuracy against training FLOPs; open markers are the second budget."""
+    budgets = findings.setup.options.budgets
+    costs = {
+        (budget, method): _cost(findings, method, budget)["training_flops"]
+        for budget in budgets for method in _methods(findings, budget)
+    }  # fmt: skip
+    factor, suffix = scaled(max(costs.values()))
+    for (budget, method), flops in costs.items():
+        if flops <= 0:
+            continue
+        value, style = findings.outcomes.estimate(Arm(CELL, method, budget)), looks[method]
+        whiskers(axes, flops / factor, 100 * value.low, 100 * value.high, style.colour)
+        axes.plot(
+            flops / factor, 100 * value.mean, marker=style.marker, color=style.colour, linestyle="", markersize=7,
+            markerfacecolor=style.colour if budget == budgets[0] else "white", label=label(shown(method), 24),
+        )  # fmt: skip
+    axes.set_xlabel(f"training FLOPs{suffix}; open: the second budget")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title("Accuracy against cost")
 
 
 def text(findings: Findings) -> str:

@@ -11,6 +11,7 @@ from flows.studies.base import Cell, Findings, Options, Setup, Study, only_metho
 from mot_core.analysis.drawing import curve, legend, looks_of, panels, shown
 from mot_core.analysis.outcomes import Arm, Difference, Estimate, corrected, difference
 from mot_core.analysis.wording import described, estimated, percent, points, sizes
+from mot_core.report.figures.drawing import whole_number_axis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +140,7 @@ def figure(findings: Findings) -> Figure:
             right, [float(r) for r in values], list(values.values()), looks[name], shown(name), dodge=0.12 * (place - 1)
         )
     right.set_xlabel("round")
+    whole_number_axis(right)
     right.set_title("A long path (home, dev)")
     for axes in (left, right):
         axes.set_ylabel("accuracy (%)")

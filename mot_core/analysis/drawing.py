@@ -32,7 +32,7 @@ def look(index: int) -> Look:
 def looks_of(names: Sequence[str], teachers: Sequence[str] = ()) -> dict[str, Look]:
     """Looks by name: a method's own where it has one everywhere, else by order."""
     palette = Palette(names, teachers)
-    fixed = {name: palette.method(name) for name in names if name in palette.methods}
+    fixed = {name: palette.method(name) for name in names if palette.has_own(name)}
     return {name: fixed.get(name) or look(index) for index, name in enumerate(names)}
 
 

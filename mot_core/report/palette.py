@@ -70,6 +70,10 @@ class Palette:
     def method(self, method: str) -> Look:
         return self._looks.get(method, Look("#444444", "P", ":", 1.2))
 
+    def has_own(self, method: str) -> bool:
+        """Whether a method has a look of its own everywhere, and not one by its place among others."""
+        return method in _FIXED_COLOURS or method.startswith("std/")
+
     def teacher(self, teacher: str) -> Look:
         """A teacher's look; for a branch that is no teacher's ('merged', a shuffled part) the method's."""
         return self._looks.get(f"std/{teacher}", self.method(teacher))
