@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flows.run import RunOptions
 from flows.studies import study_named
-from flows.studies.base import setup_of
+from flows.studies.base import setup_of, study_sizes
 from flows.studies.run import run_study
 
 
@@ -21,7 +21,8 @@ def main() -> None:
     for name in names:
         started = time.monotonic()
         study = study_named(name)
-        run_dir = run_study(study, setup_of(study, "smoke", (), store), RunOptions(Path(store), workers=2))
+        size = "smoke" if study_sizes(study.name) else "study-smoke"
+        run_dir = run_study(study, setup_of(study, size, (), store), RunOptions(Path(store), workers=2))
         said = {
             "study": name,
             "run_dir": str(run_dir),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.processes import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 # The paragraph names its uncertainty, and this the studies that test differences.
 AGAIN = "methods"
+OWN = "my_study:STUDY"  # the documents' example
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +33,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def said(store: Store) -> dict[str, list[dict[str, Any]]]:
+def said(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What the driver said, by study; `methods` runs a second time, last."""
+    example = re.search(r"```python\n(# my_study\.py\n.*?)```", (ROOT / "docs/studies.md").read_text(), re.DOTALL)
+    assert example is not None
+    own = tmp_path_factory.mktemp("own")
+    (own / "my_study.py").write_text(example[1])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.drive_studies", str(store.root), *STUDIES, AGAIN],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=1400,
+        [sys.executable, "-W", "ignore", "-m", "tests.drive_studies", str(store.root), *STUDIES, OWN, AGAIN],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{own}"}, timeout=1400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     lines: dict[str, list[dict[str, Any]]] = {}
@@ -112,6 +118,12 @@ def test_mlflow_has_a_run_a_cell(said: dict[str, list[dict[str, Any]]], store: S
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in cells)
     assert all("matched_path/mot/test/sums" in run.data.metrics for run in cells)
     assert "figure.png" in {one.path for one in client.list_artifacts(parent.info.run_id)}
+
+
+def test_the_documents_own_study_runs(said: dict[str, list[dict[str, Any]]]) -> None:
+    record = record_of(said, OWN)
+    assert [row[0] for row in record["rows"]] == ["batch-8 (reference)", "batch-16"]
+    assert record["size"] == "study-smoke" and "study-batches-study-smoke-" in record["run_id"]
 
 
 def test_findings_are_put_where_a_document_asks(
