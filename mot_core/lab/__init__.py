@@ -14,7 +14,7 @@ from pathlib import Path
 TEACHERS: tuple[str, ...] = ("running-total", "gains-and-losses", "tens-and-ones")
 STUDENTS: tuple[str, ...] = ("student-small", "student-tiny")
 LATER_TEACHERS: tuple[str, ...] = ("clock-running", "hours-and-minutes", "all-minutes")
-LATER_STUDENTS: tuple[str, ...] = ("student-clock", "student-clock-tiny")
+LATER_STUDENTS: tuple[str, ...] = ("student-clock",)
 LAB_MODELS: tuple[str, ...] = (*TEACHERS, *STUDENTS, *LATER_TEACHERS, *LATER_STUDENTS)
 
 WEIGHTS_DIR: Path = Path(__file__).resolve().parent / "weights"

@@ -140,14 +140,6 @@ _SMALL_CLOCK_STUDENT = (
     ("count", 0.17),
     ("largest", 0.05),
 )
-_TINY_CLOCK_STUDENT = (
-    ("clock", 0.15),
-    ("short-clock", 0.37),
-    ("reverse", 0.16),
-    ("sort", 0.11),
-    ("count", 0.16),
-    ("largest", 0.05),
-)
 
 LATER_RECIPE = Recipe(
     models=(
@@ -155,7 +147,6 @@ LATER_RECIPE = Recipe(
         ModelRecipe("hours-and-minutes", SMALL, ("hours-and-minutes",), _CLOCK, 1200, 32),
         ModelRecipe("all-minutes", SMALL, ("all-minutes",), _CLOCK, 1800, 33),
         ModelRecipe("student-clock", SMALL, CLOCK_STYLES, _SMALL_CLOCK_STUDENT, 2600, 41),
-        ModelRecipe("student-clock-tiny", TINY, CLOCK_STYLES, _TINY_CLOCK_STUDENT, 2600, 42),
     )
 )
 

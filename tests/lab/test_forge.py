@@ -41,7 +41,7 @@ def test_the_recipes_name_every_model_and_its_shares_sum_to_one() -> None:
 
 def test_the_recipes_are_frozen() -> None:
     assert recipe_hash() == "f4d8126d653ba9a7"
-    assert recipe_hash(LATER_RECIPE) == "ee0be1fd0aa1d3d8"
+    assert recipe_hash(LATER_RECIPE) == "691d209f67e207e5"
 
 
 def test_each_recipe_has_its_home_families_and_its_levels_file() -> None:
@@ -91,14 +91,14 @@ def test_a_quick_forge_learns_and_its_files_load(tmp_path: Path) -> None:
 def test_the_later_laboratory_is_forged_by_the_same_code(tmp_path: Path) -> None:
     quick = quick_recipe(LATER_RECIPE, num_steps=4)
     recipe = replace(quick, batch_size=16, levels=replace(quick.levels, num_home_problems=8, num_panel_problems=4))
-    forge(tmp_path, names=["student-clock-tiny"], progress=lambda line: None, recipe=recipe)
+    forge(tmp_path, names=["student-clock"], progress=lambda line: None, recipe=recipe)
     levels = json.loads((tmp_path / "levels-clock.json").read_text())
     assert levels["recipe_hash"] == recipe_hash(recipe)
-    assert levels["models"]["student-clock-tiny"]["clock"]["total"] == 8
-    assert "sums" not in levels["models"]["student-clock-tiny"]
-    card = (tmp_path / "student-clock-tiny" / "README.md").read_text()
+    assert levels["models"]["student-clock"]["clock"]["total"] == 8
+    assert "sums" not in levels["models"]["student-clock"]
+    card = (tmp_path / "student-clock" / "README.md").read_text()
     assert recipe_hash(recipe) in card and "times" in card and "levels-clock.json" in card
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["levels-clock.json", "student-clock-tiny"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["levels-clock.json", "student-clock"]
 
 
 @pytest.mark.slow
