@@ -132,6 +132,7 @@ def preset_lines(spec: Experiment, sweep: Sweep) -> str:
         rate = sweep.chosen.get(method.name)
         fields = [f"name: {method.name}"]
         fields += [f"variant_of: {method.variant_of}"] if method.variant_of is not None else []
+        fields += [f"teachers: [{', '.join(method.teachers)}]"] if method.teachers is not None else []
         fields += [f"learning_rate: {rate!r}"] if rate is not None else []
         scale = method.learning_rate_scale
         fields += [f"learning_rate_scale: {scale!r}"] if scale is not None else []
