@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.studies.base import Setup, Study
     from mot_core.artifacts import Store
     from mot_core.spec import Experiment
 
@@ -147,6 +148,9 @@ def study(
     ] = None,
     store: StoreOption = Path("store"), workers: WorkersOption = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="show what would run and what it costs, and stop")] = False,
+    node: Annotated[
+        str | None, typer.Option(metavar="COUNTxTYPE", help="with --plan: for this machine, from nothing: 8xH100, …")
+    ] = None,
 ) -> None:  # fmt: skip
     """Run a study of the paper's claims to its figure, table and paragraph; started again, it goes on, and what another
     run has computed is not computed again."""
@@ -159,20 +163,31 @@ def study(
     console = _console()
     chosen = study_named(name)
     setup = setup_of(chosen, "full" if full else size, set_ or (), str(store))
-    if plan_only:
-        import os
-
-        from flows.show import study_plan_table
-        from flows.studies.run import plan_study
-        from mot_core.artifacts import Store
-
-        opened = Store(store) if (store / "store.json").is_file() else None
-        plans = plan_study(chosen, setup, opened, workers or len(os.sched_getaffinity(0)))
-        console.print(study_plan_table(chosen, setup, plans))
+    if plan_only or node is not None:
+        _plan_study(chosen, setup, store, workers, node, console)
         return
     with LiveView(console) as view:
         run_dir = run_study(chosen, setup, RunOptions(store, workers), view.watch, view.announce)
     _show_study(run_dir, console)
+
+
+def _plan_study(
+    chosen: Study, setup: Setup, store: Path, workers: int | None, node: str | None, console: Console
+) -> None:
+    import os
+
+    from flows.show import study_node_table, study_plan_table
+    from flows.studies.run import plan_study, plan_study_for_node
+    from mot_core.artifacts import Store
+    from mot_core.nodes import Node
+
+    opened = Store(store) if (store / "store.json").is_file() else None
+    if node is not None:
+        console.print(study_node_table(chosen, setup, plan_study_for_node(chosen, setup, Node.parse(node), opened)))
+        return
+    console.print(
+        study_plan_table(chosen, setup, plan_study(chosen, setup, opened, workers or len(os.sched_getaffinity(0))))
+    )
 
 
 @app.command()

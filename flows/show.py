@@ -69,6 +69,47 @@ def study_plan_table(study: Study, setup: Setup, plans: list[tuple[Cell, Plan]])
     return table
 
 
+def study_node_table(study: Study, setup: Setup, plans: list[tuple[Cell, NodePlan]]) -> Table:
+    """What each cell of a study adds on another machine; cells run one after the other there, so hours add up."""
+    phases = f", phase 1 of {len(study.phases)}" if len(study.phases) > 1 else ""
+    columns = ["steps", "GPU memory", "tokens", "FLOPs", "disk", "GPU hours", "hours", "money"]
+    node = plans[0][1].node
+    table = _table(
+        f"study {study.name}, size {setup.size}{phases}, on {node}; a shared step in the first cell that has it",
+        "cell",
+        *columns,
+    )
+    rows = []
+    for cell, made in plans:
+        stages = made.by_stage()
+        timed = made.seconds is not None
+        money = [stage["money"] for stage in stages if stage["money"] is not None]
+        row = {
+            "steps": sum(stage["steps"] for stage in stages), "gpu_bytes": max(stage["gpu_bytes"] for stage in stages),
+            "tokens": sum(stage["tokens"] for stage in stages), "flops": sum(stage["flops"] for stage in stages),
+            "disk": sum(stage["disk_bytes"] for stage in stages),
+            "gpu_seconds": sum(stage["gpu_seconds"] for stage in stages) if timed else None,
+            "seconds": made.seconds, "money": sum(money) if money else None,
+        }  # fmt: skip
+        rows.append(row)
+        table.add_row(cell.name, *_node_cells(row))
+    table.add_section()
+    summed = {
+        name: None if all(row[name] is None for row in rows) else sum(row[name] or 0.0 for row in rows)
+        for name in rows[0]
+    }
+    summed["gpu_bytes"] = max(row["gpu_bytes"] for row in rows)
+    table.add_row("all", *_node_cells(summed))
+    return table
+
+
+def _node_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['steps']:.0f}", f"{row['gpu_bytes'] / GIB:.1f} GiB", f"{row['tokens']:,.0f}", f"{row['flops']:.2g}",
+        _bytes(int(row["disk"])), _hours(row["gpu_seconds"]), _hours(row["seconds"]), _money(row["money"]),
+    ]  # fmt: skip
+
+
 def _plan_cells(row: list[float]) -> list[str]:
     run, reuse, tokens, flops, disk, seconds = row
     return [f"{run:.0f}", f"{reuse:.0f}", f"{tokens:,.0f}", f"{flops:.2g}", _bytes(int(disk)), _time(seconds)]

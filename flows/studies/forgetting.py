@@ -53,6 +53,12 @@ def _methods(findings: Findings, cell: str) -> dict[str, str]:
     return {"best STD": findings.outcomes.best_teacher(cell), "mtd": "mtd", "mot": "mot"}
 
 
+def _rate(findings: Findings, cell: str, method: str) -> float:
+    """The learning rate of a method in a cell."""
+    own = findings.setup.base.learning_rate(method.partition("/")[0])
+    return float(findings.outcomes.coordinates[cell]["rate_scale"]) * own
+
+
 def against_mot(findings: Findings) -> dict[tuple[str, str], Difference]:
     """MoT minus the best STD and MTD on the panel, by cell, Holm over all."""
     outcomes, found = findings.outcomes, {}
@@ -80,7 +86,7 @@ def table(findings: Findings) -> pd.DataFrame:
             change = outcomes.difference(Arm(cell, method), base, role="panel")
             rows.append(
                 {
-                    "rate": f"× {where['rate_scale']:g}", "method": shown(name) if name != "best STD" else f"best {shown(method)}",
+                    "rate": f"× {where['rate_scale']:g}: {_rate(findings, cell, method):g}", "method": shown(name) if name != "best STD" else f"best {shown(method)}",
                     "home": estimated(outcomes.estimate(Arm(cell, method))),
                     "panel": estimated(outcomes.estimate(Arm(cell, method), role="panel")),
                     "change of the panel": f"{points(change.delta)} points [{points(change.low)}, {points(change.high)}]",
@@ -155,7 +161,8 @@ def text(findings: Findings) -> str:
             change = outcomes.difference(Arm(cell, method), Arm(cell, "base"), role="panel")
             home = outcomes.difference(Arm(cell, method), Arm(cell, "base"))
             parts.append(
-                f"{shown(name)} {points(change.delta)} [{points(change.low)}, {points(change.high)}] (home {points(home.delta)})"
+                f"{shown(name)} {points(change.delta)} [{points(change.low)}, {points(change.high)}] (rate "
+                f"{_rate(findings, cell, method):g}, home {points(home.delta)})"
             )
         sentences.append(
             f"At {where['rate_scale']:g} times the tuned rates the panel changes by, in points: {'; '.join(parts)}."

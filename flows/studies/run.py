@@ -25,6 +25,8 @@ from mot_core.dag import Do
 from mot_core.errors import SpecError
 from mot_core.files import explain_disk_errors, write_atomically
 from mot_core.identity import fingerprint
+from mot_core.node_planning import NodePlan
+from mot_core.nodes import Node
 from mot_core.planning import Plan
 from mot_core.prepare import prepare
 from mot_core.provenance import git_commit, host_facts, package_versions
@@ -126,6 +128,30 @@ def plan_study(study: Study, setup: Setup, store: Store | None, workers: int) ->
         fresh = [one for one in made.steps if one.step.identity not in seen]
         seen.update(one.step.identity for one in fresh)
         plans.append((cell, Plan(fresh, workers)))
+    return plans
+
+
+def plan_study_for_node(study: Study, setup: Setup, node: Node, store: Store | None) -> list[tuple[Cell, NodePlan]]:
+    """The same for another machine, from nothing: what each cell of the first phase adds there. Needs no model, data or key.
+
+    Raises:
+        SpecError: a cell that does not fit, with the smallest change that would.
+    """
+    from mot_core.node_planning import imagined_world, plan_for_node
+    from tasks.invocation import PRIORITY
+
+    seen: set[str] = set()
+    plans, refused = [], []
+    manifests = list(store.manifests()) if store is not None else []
+    for cell in study.phases[0](setup, Findings(setup, Outcomes())):
+        _, steps = outline_of(cell.spec, imagined_world(cell.spec))
+        fresh = [step for step in steps if step.identity not in seen]
+        seen.update(step.identity for step in fresh)
+        made = plan_for_node(cell.spec, fresh, node, PRIORITY, manifests=manifests)
+        refused += [f"cell {cell.name} does not fit {node}: {line}" for line in made.refusals]
+        plans.append((cell, made))
+    if refused:
+        raise SpecError("\n".join(dict.fromkeys(refused)))
     return plans
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from flows.studies import STUDIES, study_named
 from flows.studies.base import SIZES, Findings, Setup, setup_of, study_sizes, with_fields
-from flows.studies.run import check_cells
+from flows.studies.run import check_cells, plan_study_for_node
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.errors import SpecError
+from mot_core.nodes import Node
 from mot_core.spec import Experiment
 
 ALL = [(name, size) for name in STUDIES for size in study_sizes(name)]
@@ -103,3 +104,19 @@ def test_a_grid_with_two_cells_of_one_name_is_refused() -> None:
 @pytest.fixture
 def setup() -> Setup:
     return setup_of(study_named("rounds"), "smoke")
+
+
+@pytest.mark.parametrize("name", ["rounds", "on-policy"])
+def test_a_paper_size_is_planned_for_another_machine_without_anything_here(name: str) -> None:
+    setup = setup_of(study_named(name), "paper")
+    node = Node.parse("1xH100" if name == "on-policy" else "8xH100")
+    plans = plan_study_for_node(study_named(name), setup, node, None)
+    steps = [one.step.identity for _, made in plans for one in made.steps]
+    assert len(steps) == len(set(steps)), "a shared step counts once"
+    assert all(made.seconds is not None and made.seconds > 0 for _, made in plans)
+
+
+def test_a_study_that_does_not_fit_is_refused_with_what_would() -> None:
+    setup = setup_of(study_named("methods"), "paper")
+    with pytest.raises(SpecError, match="cell methods does not fit 1xH100"):
+        plan_study_for_node(study_named("methods"), setup, Node.parse("1xH100"), None)
