@@ -109,9 +109,11 @@ def test_a_variant_with_some_of_the_teachers_has_them_in_both_parts() -> None:
 
 def test_matched_compute_counts_sampling_training_and_reading() -> None:
     # A step of fine-tuning 6 P N; on-policy 2 P N + 6 P N + 2 P N a teacher: 6 · 3 · 40 / (8 + 2 · 3) = 51.4…
-    assert matched_steps(40, STUDENT, [STUDENT] * 3) == 52
-    assert matched_steps(40, 1, [1]) == 24 and matched_steps(40, 1, [1, 1]) == 40
-    assert matched_steps(250, 10, [100, 200]) == -(-6 * 10 * 2 * 250 // (80 + 600)) == 45
+    assert matched_steps(40, 3, STUDENT, [STUDENT] * 3) == 52
+    # One teacher of three: MoT's cost is still that of its three branches.
+    assert matched_steps(40, 3, STUDENT, [STUDENT]) == 72
+    assert matched_steps(40, 1, 1, [1]) == 24 and matched_steps(40, 2, 1, [1, 1]) == 40
+    assert matched_steps(250, 2, 10, [100, 200]) == -(-6 * 10 * 2 * 250 // (80 + 600)) == 45
     (step,) = on_policy(spec_with("{name: opd}", budgets="[matched_compute]"))
     assert step.spec["num_steps"] == 52 and step.spec["snapshot_steps"] == []
     final = outlined(spec_with("{name: opd}", budgets="[matched_compute]"))[0].students[-1]

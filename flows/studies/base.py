@@ -16,6 +16,7 @@ from pydantic import Field
 
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.errors import SpecError
+from mot_core.identity import fingerprint
 from mot_core.spec import Experiment, Scalar, Seed, Spec, nearest
 from mot_core.spec_files import load_spec, parse_yaml, spec_from_document
 from mot_core.steps import Step
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 SIZES = ("smoke", "lab", "full", "paper")
 """The sizes that every study has; some have more."""
+
+
+PATH_BUDGET = ["matched_path"]
+"""The budgets of a study that compares along one path only: what a base has beside it would be computed for nothing."""
 
 
 class Options(Spec):
@@ -160,6 +165,8 @@ def setup_of(study: Study, size: str, overrides: Sequence[str] = (), store: str 
                 f"study {study.name}: --set {override!r}: expected base.FIELD=VALUE (of the experiments) or "
                 "options.FIELD=VALUE (of the study)"
             )
+        if place == "base" and rest.partition("=")[0].partition(".")[0] == "training_seeds":
+            raise SpecError(f"study {study.name}: --set {override!r}: the seeds are options.training_seeds")
         (of_base if place == "base" else of_options).append(rest)
     document: dict[str, Any] = dict(chosen.options)
     for override in of_options:
@@ -169,6 +176,11 @@ def setup_of(study: Study, size: str, overrides: Sequence[str] = (), store: str 
     seeds = f"training_seeds={list(options.training_seeds)}"
     base = load_spec(chosen.base, [*chosen.set, seeds, *of_base])
     return Setup(size, base, options, store)
+
+
+def study_identity(study: Study, setup: Setup) -> str:
+    """The hash of what a study compares: its name, size, base and options."""
+    return fingerprint([study.name, setup.size, setup.base.identity, setup.options.model_dump(mode="json")])
 
 
 def with_fields(spec: Experiment, name: str, **fields: Any) -> Experiment:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.drawing import bars, looks_of, panels
 from mot_core.analysis.outcomes import Arm, Difference, corrected
-from mot_core.analysis.wording import described, estimated, listing, sizes
+from mot_core.analysis.wording import counted, described, estimated, listing, sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,9 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     for student, model in options.students.items():
         for dataset, fields in options.datasets.items():
             name = f"{student}-{dataset}"
-            spec = with_fields(base, name, methods=methods, **{**fields, "student": {"name": student, **model}})
+            spec = with_fields(
+                base, name, methods=methods, budgets=PATH_BUDGET, **{**fields, "student": {"name": student, **model}}
+            )
             made.append(Cell(name, spec, {"student": student, "dataset": dataset}))
     return made
 
@@ -41,18 +43,16 @@ def _teachers(findings: Findings) -> list[str]:
     return [teacher.name for teacher in findings.setup.base.teachers]
 
 
-def best_on_test(findings: Findings, cell: str) -> str:
-    """The teacher whose student has the highest mean on test, home benchmarks pooled."""
-    outcomes = findings.outcomes
-    return max(_teachers(findings), key=lambda name: outcomes.estimate(Arm(cell, f"std/{name}")).mean)
+def best_on_dev(findings: Findings, cell: str) -> str:
+    """The teacher whose student is best on dev, home benchmarks pooled: picked there, compared on test."""
+    return findings.outcomes.best_teacher(cell).removeprefix("std/")
 
 
 def leads(findings: Findings) -> dict[str, dict[str, Difference]]:
-    """By cell: the best teacher minus each other one, Holm over all cells. The winner is picked by the same figures, so
-    its lead is too high by what chance gave it."""
+    """By cell: the teacher that is best on dev minus each other one, on test, Holm over all cells."""
     pairs = []
     for cell in findings.outcomes.coordinates:
-        best = best_on_test(findings, cell)
+        best = best_on_dev(findings, cell)
         pairs += [(cell, name, findings.outcomes.difference(Arm(cell, f"std/{best}"), Arm(cell, f"std/{name}")))
                   for name in _teachers(findings) if name != best]  # fmt: skip
     found: dict[str, dict[str, Difference]] = {}
@@ -62,19 +62,14 @@ def leads(findings: Findings) -> dict[str, dict[str, Difference]]:
 
 
 def holds_up(findings: Findings, cell: str) -> dict[str, bool]:
-    """Whether the winner is the same on dev, and with each training seed alone."""
-    outcomes, best = findings.outcomes, best_on_test(findings, cell)
-    scores = outcomes.results[cell].scores
-    seeds = sorted(set(scores["seed"]))
-    by_seed = all(
-        max(
-            _teachers(findings),
-            key=lambda name: outcomes.estimate(Arm(cell, f"std/{name}"), seed=seed).mean,
-        )
-        == best
-        for seed in seeds
-    )
-    return {"dev": outcomes.best_teacher(cell) == f"std/{best}", "each seed": by_seed}
+    """Whether the teacher that is best on dev is best on test, too, and there with each training seed alone."""
+    outcomes, best = findings.outcomes, best_on_dev(findings, cell)
+
+    def best_of(seed: int | None) -> str:
+        return max(_teachers(findings), key=lambda name: outcomes.estimate(Arm(cell, f"std/{name}"), seed=seed).mean)
+
+    seeds = sorted(set(outcomes.results[cell].scores["seed"]))
+    return {"test": best_of(None) == best, "each seed": all(best_of(seed) == best for seed in seeds)}
 
 
 def table(findings: Findings) -> pd.DataFrame:
@@ -83,15 +78,15 @@ def table(findings: Findings) -> pd.DataFrame:
 
     outcomes, rows, lead = findings.outcomes, [], leads(findings)
     for cell, where in outcomes.coordinates.items():
-        best, firm = best_on_test(findings, cell), holds_up(findings, cell)
+        best, firm = best_on_dev(findings, cell), holds_up(findings, cell)
         closest = min(lead[cell].values(), key=lambda one: one.delta) if cell in lead else None
         rows.append(
             {
                 "student": where["student"], "dataset": where["dataset"],
                 "untrained": estimated(outcomes.estimate(Arm(cell, "base"))),
                 **{name: estimated(outcomes.estimate(Arm(cell, f"std/{name}"))) for name in _teachers(findings)},
-                "best": best, "ahead of the second": described(closest) if closest else "",
-                "same on dev": "yes" if firm["dev"] else "no", "same with each seed": "yes" if firm["each seed"] else "no",
+                "best on dev": best, "ahead of the next on test": described(closest) if closest else "",
+                "same on test": "yes" if firm["test"] else "no", "same with each seed": "yes" if firm["each seed"] else "no",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -115,23 +110,22 @@ def figure(findings: Findings) -> Figure:
 def text(findings: Findings) -> str:
     """Whether the best teacher differs, and how firmly."""
     outcomes, lead = findings.outcomes, leads(findings)
-    winners = {cell: best_on_test(findings, cell) for cell in outcomes.coordinates}
+    winners = {cell: best_on_dev(findings, cell) for cell in outcomes.coordinates}
     firm = {cell: holds_up(findings, cell) for cell in winners}
     decided = [cell for cell, found in lead.items() if all(one.verdict == "higher" for one in found.values())]
     distinct = list(dict.fromkeys(winners.values()))
     parts = [
         f"{where['student']} on {where['dataset']}: {winners[cell]}"
         + ("" if cell in decided else " (lead not decided)")
-        + (
-            ""
-            if all(firm[cell].values())
-            else f" (another one {' and '.join('on ' + k if k == 'dev' else 'with some seed' for k, v in firm[cell].items() if not v)})"
-        )
+        + ("" if firm[cell]["test"] else " (not the best on test)")
+        + ("" if firm[cell]["each seed"] else " (not with every seed)")
         for cell, where in outcomes.coordinates.items()
     ]
-    sentences = [f"The best single teacher is: {'; '.join(parts)}."]
+    sentences = [f"The best single teacher, picked on dev, is: {'; '.join(parts)}."]
     if len(distinct) == 1:
-        sentences.append(f"The same teacher, {distinct[0]}, is best in all {len(winners)} cells.")
+        sentences.append(
+            f"The same teacher, {distinct[0]}, is best in {'all ' if len(winners) > 1 else ''}{counted(len(winners), 'cell')}."
+        )
     else:
         by_decided = list(dict.fromkeys(winners[cell] for cell in decided))
         sentences.append(
@@ -145,12 +139,10 @@ def text(findings: Findings) -> str:
         if outcomes.difference(Arm(cell, f"std/{name}"), Arm(cell, "base")).high < 0
     ]
     if below:
-        sentences.append(
-            f"Some teachers lower their student below the untrained one (interval below zero): {listing(below)}."
-        )
+        sentences.append(f"Below the untrained student (uncorrected interval below zero) end: {listing(below)}.")
     every = [one for found in lead.values() for one in found.values()]
     if every:
-        sentences.append(f"{sizes(every).capitalize()}; Holm's correction over {len(every)} leads.")
+        sentences.append(f"{sizes(every).capitalize()}; Holm's correction over {counted(len(every), 'lead')}.")
     return " ".join(sentences)
 
 

@@ -9,7 +9,18 @@ import numpy as np
 from pydantic import Field
 
 from flows.experiment import Evaluated
-from flows.studies.base import Cell, Findings, Options, Planned, Probe, Setup, Study, only_methods, with_fields
+from flows.studies.base import (
+    PATH_BUDGET,
+    Cell,
+    Findings,
+    Options,
+    Planned,
+    Probe,
+    Setup,
+    Study,
+    only_methods,
+    with_fields,
+)
 from mot_core.analysis.drawing import differences, looks_of, panels, shown
 from mot_core.analysis.outcomes import Arm, Difference, corrected, difference
 from mot_core.analysis.wording import described, estimated, points, sizes
@@ -42,7 +53,7 @@ class ConsensusOptions(Options):
 
 def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """One experiment: the methods, and the controls for dilution."""
-    return [Cell(CELL, with_fields(setup.base, CELL, methods=only_methods(setup.base, METHODS)))]
+    return [Cell(CELL, with_fields(setup.base, CELL, methods=only_methods(setup.base, METHODS), budgets=PATH_BUDGET))]
 
 
 # -- probes --------------------------------------------------------------------------------------------------
@@ -278,7 +289,7 @@ def text(findings: Findings) -> str:
     if gaps:
         own = np.mean(list(confidence_gaps(findings)["mot"].values()))
         sentences.append(
-            f"Confidence on tokens of one teacher's own minus that on shared tokens is {points(own)} points for MoT; MoT's gap "
+            f"Read on the training rationales, confidence on tokens of one teacher's own minus that on shared tokens is {points(own)} points for MoT; MoT's gap "
             "minus that of others (negative: MoT is less sure of what only one teacher writes): "
             + "; ".join(f"{shown(name)} {described(one)}" for name, one in gaps.items()) + "."
         )  # fmt: skip
@@ -289,10 +300,9 @@ def text(findings: Findings) -> str:
             for name, by in rises.items()
             if distance in by
         ]
-        flattest = min((name for name in rises if distance in rises[name]), key=lambda name: rises[name][distance][0])
         sentences.append(
-            f"At a relative distance of {distance:g} the loss rises along random directions by, in nats: {'; '.join(parts)}; "
-            f"least for {shown(flattest)}."
+            f"At a relative distance of {distance:g} the loss rises along random directions by, in nats (± standard error over "
+            f"directions): {'; '.join(parts)}."
         )
     sentences.append(f"{sizes(list(against.values())).capitalize()}; Holm's correction over each list.")
     return " ".join(sentences)

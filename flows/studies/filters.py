@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.outcomes import Arm
 from mot_core.analysis.ranking import Ranking
 
@@ -25,6 +25,12 @@ class FiltersOptions(Options):
     num_samples: int = Field(4, ge=1)
     num_problems: int | None = Field(None, ge=1, description="absent: as the base has it")
 
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> FiltersOptions:
+        if self.reference not in self.filters:
+            raise ValueError(f"reference {self.reference!r} is none of filters: {', '.join(self.filters)}")
+        return self
+
 
 def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """A cell a filter, of the same drawn rationales."""
@@ -35,7 +41,13 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     for name, corpus in options.filters.items():
         cell = name.replace(" ", "-")
         spec = with_fields(
-            base, cell, methods=methods, corpus=corpus, generation={"num_samples": options.num_samples}, **problems
+            base,
+            cell,
+            methods=methods,
+            budgets=PATH_BUDGET,
+            corpus=corpus,
+            generation={"num_samples": options.num_samples},
+            **problems,
         )
         made.append(Cell(cell, spec, {"filter": name}))
     return made

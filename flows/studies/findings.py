@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flows.studies import study_named
+from flows.studies.base import setup_of, study_identity
 from mot_core.analysis.page import STUDY, markdown
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
@@ -32,7 +34,7 @@ def write_findings(store: Store, document: Path) -> list[str]:
     if not _PLACE.search(text):
         raise SpecError(f"{document} has no place for a study; mark one with <!-- study NAME SIZE --> and <!-- end -->")
     wanted = {(found["name"], found["size"]) for found in _PLACE.finditer(text)}
-    runs = {place: newest_run(store, *place) for place in sorted(wanted)}
+    runs = {place: newest_run(store, *place) for place in sorted(wanted)}  # as the sizes stand now
     images = document.parent / "images" / "studies"
     images.mkdir(parents=True, exist_ok=True)
     for (name, size), run_dir in runs.items():
@@ -49,12 +51,15 @@ def write_findings(store: Store, document: Path) -> list[str]:
 
 
 def newest_run(store: Store, name: str, size: str) -> Path:
-    """The newest finished run of a study at a size.
+    """The newest finished run of a study at a size, as the size stands now: runs with overrides are other runs.
 
     Raises:
         StoreError: there is none.
     """
-    found = [path.parent for path in (store.root / "runs").glob(f"study-{name}-{size}-*/{STUDY}")]
+    study = study_named(name)
+    identity = study_identity(study, setup_of(study, size))
+    paths = (store.root / "runs").glob(f"study-{name}-{size}-*/{STUDY}")
+    found = [path.parent for path in paths if json.loads(path.read_text())["identity"] == identity]
     if not found:
         raise StoreError(
             f"study {name} at size {size} has not run in {store.root}; mot study {name} --size {size} runs it"

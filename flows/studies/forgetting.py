@@ -1,4 +1,4 @@
-"""Forgetting: the panel before, after and along the path, at the tuned rates and above them (claim C5)."""
+"""Forgetting: the panel before, after and along the path, at a rate that suits and above it (claim C5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.drawing import legend, looks_of, panels, shown
 from mot_core.analysis.outcomes import Arm, Difference, corrected
 from mot_core.analysis.wording import described, estimated, points, sizes
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class ForgettingOptions(Options):
-    """Learning rates as multiples of each method's own: what is not forgotten at tuned rates may be at higher ones."""
+    """Learning rates, each for all methods: what is not forgotten at a rate that suits may be at a higher one."""
 
-    rate_scales: tuple[float, ...] = Field((1.0, 5.0, 20.0), min_length=1)
+    learning_rates: tuple[float, ...] = Field((2e-4, 1e-3, 4e-3), min_length=1)
 
 
 def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
-    """A cell a scale, with every round evaluated.
+    """A cell a rate, with every round evaluated.
 
     Raises:
         SpecError: a base without a panel: there is nothing that could be seen to be forgotten.
@@ -38,25 +38,18 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
         )
     path = {**base.evaluation.path.model_dump(mode="json"), "rounds": "all", "methods": ["std", "mtd", "mot"]}
     made = []
-    for scale in setup.options.rate_scales:
+    for rate in setup.options.learning_rates:
         methods = only_methods(base, ["base", "std", "mtd", "mot"])
         for method in methods[1:]:
-            method["learning_rate"] = scale * base.learning_rate(method["name"])
-        name = f"rate-x{scale:g}"
-        made.append(
-            Cell(name, with_fields(base, name, methods=methods, evaluation={"path": path}), {"rate_scale": scale})
-        )
+            method["learning_rate"] = rate
+        name = f"rate-{rate:g}"
+        spec = with_fields(base, name, methods=methods, budgets=PATH_BUDGET, evaluation={"path": path})
+        made.append(Cell(name, spec, {"learning_rate": rate}))
     return made
 
 
 def _methods(findings: Findings, cell: str) -> dict[str, str]:
     return {"best STD": findings.outcomes.best_teacher(cell), "mtd": "mtd", "mot": "mot"}
-
-
-def _rate(findings: Findings, cell: str, method: str) -> float:
-    """The learning rate of a method in a cell."""
-    own = findings.setup.base.learning_rate(method.partition("/")[0])
-    return float(findings.outcomes.coordinates[cell]["rate_scale"]) * own
 
 
 def against_mot(findings: Findings) -> dict[tuple[str, str], Difference]:
@@ -78,7 +71,7 @@ def table(findings: Findings) -> pd.DataFrame:
         base = Arm(cell, "base")
         rows.append(
             {
-                "rate": f"× {where['rate_scale']:g}", "method": "untrained", "home": estimated(outcomes.estimate(base)),
+                "rate": f"{where['learning_rate']:g}", "method": "untrained", "home": estimated(outcomes.estimate(base)),
                 "panel": estimated(outcomes.estimate(base, role="panel")), "change of the panel": "", "MoT's panel minus it": "",
             }
         )  # fmt: skip
@@ -86,7 +79,7 @@ def table(findings: Findings) -> pd.DataFrame:
             change = outcomes.difference(Arm(cell, method), base, role="panel")
             rows.append(
                 {
-                    "rate": f"× {where['rate_scale']:g}: {_rate(findings, cell, method):g}", "method": shown(name) if name != "best STD" else f"best {shown(method)}",
+                    "rate": f"{where['learning_rate']:g}", "method": shown(name) if name != "best STD" else f"best {shown(method)}",
                     "home": estimated(outcomes.estimate(Arm(cell, method))),
                     "panel": estimated(outcomes.estimate(Arm(cell, method), role="panel")),
                     "change of the panel": f"{points(change.delta)} points [{points(change.low)}, {points(change.high)}]",
@@ -127,7 +120,7 @@ def figure(findings: Findings) -> Figure:
                 "alpha": 0.85,
             }
             left.plot([100 * x for x, _ in places], [100 * y for _, y in places], **style,
-                      label=label(f"{shown(name)}, rate × {outcomes.coordinates[cell]['rate_scale']:g}", 30))  # fmt: skip
+                      label=label(f"{shown(name)}, rate {outcomes.coordinates[cell]['learning_rate']:g}", 30))  # fmt: skip
     left.set_xlabel("home accuracy (dev, %)")
     left.set_ylabel("panel accuracy (dev, %)")
     left.set_title("Along the path, from the untrained student")
@@ -144,8 +137,8 @@ def figure(findings: Findings) -> Figure:
         linewidth=0.8,
         linestyle=":",
     )
-    right.set_xticks(range(len(cells_)), [f"× {outcomes.coordinates[cell]['rate_scale']:g}" for cell in cells_])
-    right.set_xlabel("learning rate, times the tuned one")
+    right.set_xticks(range(len(cells_)), [f"{outcomes.coordinates[cell]['learning_rate']:g}" for cell in cells_])
+    right.set_xlabel("learning rate of all methods")
     right.set_ylabel("panel accuracy (test, %)")
     right.set_title("Panel after training (dotted: untrained)")
     legend(left, fontsize=7)
@@ -161,14 +154,14 @@ def text(findings: Findings) -> str:
             change = outcomes.difference(Arm(cell, method), Arm(cell, "base"), role="panel")
             home = outcomes.difference(Arm(cell, method), Arm(cell, "base"))
             parts.append(
-                f"{shown(name)} {points(change.delta)} [{points(change.low)}, {points(change.high)}] (rate "
-                f"{_rate(findings, cell, method):g}, home {points(home.delta)})"
+                f"{shown(name)} {points(change.delta)} [{points(change.low)}, {points(change.high)}] "
+                f"(home {points(home.delta)})"
             )
         sentences.append(
-            f"At {where['rate_scale']:g} times the tuned rates the panel changes by, in points: {'; '.join(parts)}."
+            f"At a rate of {where['learning_rate']:g} the panel changes by, in points: {'; '.join(parts)}."
         )
     found = [
-        f"{name} at × {outcomes.coordinates[cell]['rate_scale']:g}: {described(one)}"
+        f"{name} at {outcomes.coordinates[cell]['learning_rate']:g}: {described(one)}"
         for (cell, name), one in against.items()
     ]
     sentences.append(f"MoT's panel minus theirs: {'; '.join(found)}.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.outcomes import Arm
 from mot_core.analysis.ranking import Ranking
 
@@ -22,12 +22,18 @@ class MergesOptions(Options):
     merges: dict[str, dict[str, Any]] = Field(min_length=2)
     reference: str = "mean"
 
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> MergesOptions:
+        if self.reference not in self.merges:
+            raise ValueError(f"reference {self.reference!r} is none of merges: {', '.join(self.merges)}")
+        return self
+
 
 def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """A cell a merge; the branches of the first round are the same in all."""
     methods = only_methods(setup.base, ["base", "std", "mot"])
     return [
-        Cell(name, with_fields(setup.base, name, methods=methods, merge=merge), {"merge": name})
+        Cell(name, with_fields(setup.base, name, methods=methods, budgets=PATH_BUDGET, merge=merge), {"merge": name})
         for name, merge in setup.options.merges.items()
     ]
 

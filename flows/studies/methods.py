@@ -165,7 +165,11 @@ def text(findings: Findings) -> str:
             f"teacher on dev, {estimated(rival)}: {described(found[best])}."
             + ("" if oracle == best else f" With hindsight the best teacher on test is {shown(oracle)}.")
         )
-        parts = [f"{shown(name)} {described(one)}" for name, one in found.items() if name != best and "/" not in name]
+        parts = [
+            f"{shown(name)} {described(one)}"
+            for name, one in found.items()
+            if name != best and not name.startswith("std/")
+        ]
         sentences.append(f"MoT minus other methods: {'; '.join(parts)}." if parts else "")
         leaders = [
             name for name in _methods(findings, budget) if outcomes.estimate(Arm(CELL, name, budget)).mean > mot.mean

@@ -121,6 +121,7 @@ def text(findings: Findings) -> str:
             f"{budget_name(budget).capitalize()}: MoT reaches {estimated(mot)}; minus MoT: {'; '.join(parts)}. For scale: "
             f"{'; '.join(rest)}."
         )
+    sentences.append("MoT, then OPD pays for both: the table has the FLOPs.")
     sentences.append(
         f"{sizes(list(against.values())).capitalize()}; Holm's correction over {len(against)} differences."
     )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.drawing import curve, legend, looks_of, panels, shown
 from mot_core.analysis.outcomes import Arm, Difference, Estimate, corrected, difference
 from mot_core.analysis.wording import described, estimated, percent, points, sizes
+from mot_core.errors import SpecError
 from mot_core.report.figures.drawing import whole_number_axis
 
 if TYPE_CHECKING:
@@ -35,16 +36,22 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """A cell for each T at the fixed product, evaluated at its end, and one long path, evaluated along it."""
     options, base = setup.options, setup.base
     methods = only_methods(base, ["base", "std", "mtd", "mot"])
-    made = []
+    made: list[Cell] = []
+    whole = {**base.evaluation.path.model_dump(mode="json"), "every_steps": None}
     for rounds in options.rounds_grid:
+        if options.product % rounds:
+            raise SpecError(
+                f"study rounds: options.product is {options.product}, no multiple of {rounds} rounds; give divisors of it"
+            )
         spec = with_fields(
-            base, f"rounds-{rounds}", rounds=rounds, steps_per_round=max(1, options.product // rounds), methods=methods
-        )
+            base, f"rounds-{rounds}", rounds=rounds, steps_per_round=options.product // rounds, methods=methods,
+            budgets=PATH_BUDGET, evaluation={"path": {**whole, "rounds": "last", "methods": None}},
+        )  # fmt: skip
         made.append(Cell(f"rounds-{rounds}", spec, {"rounds": rounds, "steps_per_round": spec.steps_per_round}))
     path = {"rounds": list(options.followed or ()) or "all", "methods": ["std", "mtd", "mot"]}
     long = with_fields(
-        base, LONG, rounds=options.long_rounds, methods=methods,
-        evaluation={"path": {**base.evaluation.path.model_dump(mode="json"), **path}},
+        base, LONG, rounds=options.long_rounds, methods=methods, budgets=PATH_BUDGET,
+        evaluation={"path": {**whole, **path}},
     )  # fmt: skip
     return [*made, Cell(LONG, long, {"rounds": long.rounds, "steps_per_round": long.steps_per_round})]
 
@@ -176,12 +183,17 @@ def text(findings: Findings) -> str:
         )
         + "."
     )
-    gaps = {r: dev[r].mean - std[r].mean for r in dev if r in std}
-    crossing = next((r for r in sorted(gaps) if gaps[r] > 0), None)
+    gaps = {
+        r: outcomes.difference(Arm(LONG, "mot"), Arm(LONG, first), split="dev", round_index=r) for r in dev if r in std
+    }
+    crossing = next((r for r in sorted(gaps) if gaps[r].delta > 0), None)
+    start, end = gaps[min(gaps)], gaps[max(gaps)]
     sentences.append(
-        f"On the long path, on dev, MoT starts {points(gaps[min(gaps)])} points from the best single teacher after round "
-        f"{min(gaps)} and ends {points(gaps[max(gaps)])} points from it after round {max(gaps)}; "
-        + (f"it is first ahead after round {crossing}." if crossing is not None else "it is never ahead.")
+        f"On the long path, on dev, MoT is {points(start.delta)} points [{points(start.low)}, {points(start.high)}] from the "
+        f"best single teacher after round {min(gaps)} and {points(end.delta)} [{points(end.low)}, {points(end.high)}] after "
+        f"round {max(gaps)}; "
+        + (f"it is first ahead after round {crossing}" if crossing is not None else "it is never ahead")
+        + " (that teacher was chosen on the same dev problems, which favours it; intervals without a test)."
     )
     parts = []
     for method, (peak, fall) in falls(findings).items():
@@ -190,7 +202,10 @@ def text(findings: Findings) -> str:
             f"[{points(fall.low)}, {points(fall.high)}]"
         )
     sentences.append(f"From peak to end: {'; '.join(parts)} (the peak is picked afterwards, so a fall is expected).")
-    sentences.append(f"MoT at its last round: {percent(dev[max(dev)].mean)} %. {sizes(compared).capitalize()}.")
+    sentences.append(
+        f"At a fixed product: {sizes(compared)}, Holm's correction over {len(compared)} differences; long path: "
+        f"{sizes(list(dev.values()))} of dev, MoT at its last round {percent(dev[max(dev)].mean)} %."
+    )
     return " ".join(sentences)
 
 

@@ -17,14 +17,13 @@ from typing import Any
 from flows.experiment import experiment
 from flows.index import index_of
 from flows.run import Announce, RunOptions, check_devices, outline_of, quiet_prefect
-from flows.studies.base import Cell, Findings, Planned, Probe, Setup, Study
+from flows.studies.base import Cell, Findings, Planned, Probe, Setup, Study, study_identity
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.analysis.page import write_study
 from mot_core.artifacts import Published, Store
 from mot_core.dag import Do
 from mot_core.errors import SpecError
 from mot_core.files import explain_disk_errors, write_atomically
-from mot_core.identity import fingerprint
 from mot_core.node_planning import NodePlan
 from mot_core.nodes import Node
 from mot_core.planning import Plan
@@ -174,7 +173,7 @@ def run_study(
     options = options or RunOptions()
     clock = time.monotonic()
     store = Store(options.store).open()
-    identity = fingerprint([study.name, setup.size, setup.base.identity, setup.options.model_dump(mode="json")])
+    identity = study_identity(study, setup)
     with explain_disk_errors(f"store {store.root}"):
         run_dir = new_run_dir(store, f"study-{study.name}-{setup.label}", identity)
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.drawing import curve, legend, looks_of, panels, shown
-from mot_core.analysis.outcomes import Arm, Estimate, difference
+from mot_core.analysis.outcomes import Arm, Estimate
 from mot_core.analysis.wording import estimated, percent, points, sizes
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
                 steps = max(1, round(steps * count / options.reference))
             name = f"{'steps' if axis == STEPS else 'epochs'}-{count}"
             spec = with_fields(
-                base, name, methods=methods, steps_per_round=steps, corpus={"num_rationales": count},
+                base, name, methods=methods, budgets=PATH_BUDGET, steps_per_round=steps, corpus={"num_rationales": count},
                 problems={"num_problems": options.num_problems},
             )  # fmt: skip
             made.append(Cell(name, spec, {"axis": axis, "rationales": count, "steps_per_round": steps}))
@@ -113,14 +113,17 @@ def text(findings: Findings) -> str:
     largest, smallest = of[max(of)], of[min(of)]
 
     def change(a: str, b: str) -> str:
-        found = difference(
-            a, outcomes.of(Arm(a, "mot")), b, outcomes.of(Arm(b, "mot")), outcomes.num_seeds(Arm(a, "mot"))
-        )
+        found = outcomes.difference(Arm(a, "mot"), Arm(b, "mot"))
         return f"{points(found.delta)} points [{points(found.low)}, {points(found.high)}]"
 
     sentences = [
-        f"At the same number of steps, MoT is highest with {outcomes.coordinates[best]['rationales']} rationales a teacher "
-        f"({estimated(values[best])}); with {outcomes.coordinates[near]['rationales']} it reaches {estimated(values[near])}."
+        f"At the same number of steps, MoT is highest with {outcomes.coordinates[best]['rationales']} rationales a teacher, "
+        f"picked afterwards ({estimated(values[best])})"
+        + (
+            "."
+            if best == near
+            else f"; with {outcomes.coordinates[near]['rationales']} it reaches {estimated(values[near])}, {change(best, near)} below."
+        )
     ]
     if largest != near:
         sentences.append(
@@ -139,7 +142,7 @@ def text(findings: Findings) -> str:
             )
     ahead = [cell for cell in names if _values(findings, cell)["mot"].mean > _values(findings, cell)["best STD"].mean]
     sentences.append(
-        f"MoT's mean is above the best single teacher's in {len(ahead)} of {len(names)} cells at the same steps. "
+        f"These are intervals, without tests. MoT's mean is above the best single teacher's in {len(ahead)} of {len(names)} cells at the same steps. "
         f"{sizes(list(values.values())).capitalize()}."
     )
     return " ".join(sentences)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.drawing import bars, differences, look, panels
 from mot_core.analysis.outcomes import Arm, Difference, corrected
 from mot_core.analysis.wording import described, estimated, listing, percent, points, sizes
@@ -57,7 +57,7 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     ]  # fmt: skip
     added = [{"name": name, **fields} for name, fields in options.added.items()]
     teachers = [*(teacher.model_dump(mode="json") for teacher in base.teachers), *added]
-    spec = with_fields(base, CELL, methods=methods, teachers=teachers, corpus={"match_over": home})
+    spec = with_fields(base, CELL, methods=methods, budgets=PATH_BUDGET, teachers=teachers, corpus={"match_over": home})
     return [Cell(CELL, spec)]
 
 
@@ -141,7 +141,7 @@ def text(findings: Findings) -> str:
             steps += 1
             up += values[large].mean > values[small].mean
     sentences = [
-        f"Among the {len(inside)} subsets of the home teachers the highest mean is that of {_label(setup, best)}, "
+        f"Among the {len(inside)} subsets of the home teachers the highest mean, picked afterwards, is that of {_label(setup, best)}, "
         f"{estimated(values[best])}; all home teachers reach {estimated(values[whole])}.",
         f"Adding one home teacher raises the mean in {up} of {steps} cases.",
     ]

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.outcomes import Arm
 from mot_core.analysis.ranking import Ranking
 from mot_core.analysis.wording import percent
 from mot_core.errors import StoreError
-from mot_core.spec import Name, Seed
+from mot_core.spec import Seed
 from mot_core.steps import ModelRef
 
 if TYPE_CHECKING:
@@ -31,23 +31,25 @@ class TransferOptions(Options):
     num_samples: int = Field(4, ge=1, description="rationales drawn a problem: weak teachers are right less often")
     num_problems: int | None = Field(None, ge=1, description="absent: as the base has it")
     teacher_seed: Seed | None = Field(None, description="whose training seed's students teach; absent: the first")
-    more_teachers: tuple[Name, ...] | None = Field(None, description="of the base's teachers; absent: all")
+
+    @model_validator(mode="after")
+    def _seed_that_runs(self) -> TransferOptions:
+        if self.teacher_seed is not None and self.teacher_seed not in self.training_seeds:
+            raise ValueError(f"teacher_seed {self.teacher_seed} is none of training_seeds {list(self.training_seeds)}")
+        return self
 
 
 def first_students(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """The students that will teach: MoT's, and each single teacher's."""
     methods = only_methods(setup.base, ["base", "std", "mot"])
-    return [Cell(FIRST, with_fields(setup.base, FIRST, methods=methods))]
+    return [Cell(FIRST, with_fields(setup.base, FIRST, methods=methods, budgets=PATH_BUDGET))]
 
 
 def new_student(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """The new student, a run a teacher: the home teachers, the MoT student and the best single teacher's student."""
     base, options = setup.base, setup.options
     best = findings.outcomes.best_teacher(FIRST)
-    home = [
-        teacher.model_dump(mode="json") for teacher in base.teachers
-        if options.more_teachers is None or teacher.name in options.more_teachers
-    ]  # fmt: skip
+    home = [teacher.model_dump(mode="json") for teacher in base.teachers]
     made: list[dict[str, Any]] = [
         {"name": MOT, "model": model_of(findings, "mot")},
         {"name": BEST, "model": model_of(findings, best)},
@@ -57,7 +59,7 @@ def new_student(setup: Setup, findings: Findings) -> Sequence[Cell]:
         made = [{**one, "completer": base.evaluation.completer, "engine": engine} for one in made]
     problems = {} if options.num_problems is None else {"problems": {"num_problems": options.num_problems}}
     spec = with_fields(
-        base, SECOND, methods=only_methods(base, ["base", "std"]), teachers=[*home, *made], student=options.student,
+        base, SECOND, methods=only_methods(base, ["base", "std"]), budgets=PATH_BUDGET, teachers=[*home, *made], student=options.student,
         generation={"num_samples": options.num_samples}, corpus={"mode": "size_matched"}, **problems,
     )  # fmt: skip
     return [Cell(SECOND, spec)]
@@ -115,7 +117,10 @@ def text(findings: Findings) -> str:
     """Who teaches the new student best."""
     right = _right(findings)
     told = f"The MoT student itself is right on {percent(right[MOT])} % of the problems that it was asked as a teacher, the best single teacher's student on {percent(right[BEST])} %."
-    return f"{told} {_ranking(findings).sentences()}"
+    return (
+        f"{told} {_ranking(findings).sentences()} Every teacher gave as many rationales, of problems that it got right itself; "
+        "the students that teach are those of one training seed."
+    )
 
 
 STUDY = Study(

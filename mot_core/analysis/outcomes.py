@@ -8,7 +8,7 @@ each problem's score being the mean over training seeds and samples; an arm that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,7 @@ class Outcomes:
         return int(rows["seed"].nunique())
 
     def estimate(self, arm: Arm, **where: Any) -> Estimate:
-        """The mean over problems, benchmarks weighing the same, with its interval."""
+        """The mean over problems with its interval; every problem weighs the same, whichever benchmark it is of."""
         return estimate(self.of(arm, **where), self.num_seeds(arm))
 
     def difference(self, a: Arm, b: Arm, **where: Any) -> Difference:
@@ -167,14 +167,8 @@ class Outcomes:
         return difference(str(a), self.of(a, **where), str(b), self.of(b, **where), seeds)
 
 
-def balanced(scores: Scores) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    """The scores of each benchmark, by problem id."""
-    names = list(dict.fromkeys(benchmark for benchmark, _ in scores))
-    return [(name, np.array([share for (of, _), share in scores.items() if of == name])) for name in names]
-
-
 def estimate(scores: Scores, num_seeds: int) -> Estimate:
-    """The mean over problems with its bootstrap interval; benchmarks of equal size weigh the same."""
+    """The mean over problems with its bootstrap interval."""
     values = np.array(list(scores.values()))
     low, high = bootstrap_intervals(values[:, None], NUM_RESAMPLES, _SEED, bounds=(0.0, 1.0))
     return Estimate(float(values.mean()), float(low[0]), float(high[0]), values.size, num_seeds)
@@ -199,8 +193,6 @@ def difference(a: str, scores_a: Scores, b: str, scores_b: Scores, num_seeds: in
 
 def corrected(table: Sequence[Difference]) -> list[Difference]:
     """The same differences, each with its p-value adjusted by Holm over all of them."""
-    from dataclasses import replace
-
     if not table:
         return []
     adjusted = holm([one.p_value for one in table])

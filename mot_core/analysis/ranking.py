@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mot_core.analysis.drawing import bars, differences, look, panels
 from mot_core.analysis.outcomes import Arm, Difference, Estimate, Outcomes, corrected
-from mot_core.analysis.wording import described, estimated, listing, sizes
+from mot_core.analysis.wording import counted, described, estimated, listing, sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         self.values: dict[str, Estimate] = {name: self.outcomes.estimate(arm) for name, arm in self.arms.items()}
+        assert self.reference in self.arms, "studies check their reference before anything runs"
         others = [name for name in self.arms if name != self.reference]
         base = self.arms[self.reference]
         found = corrected([self.outcomes.difference(self.arms[name], base) for name in others])
@@ -64,7 +65,7 @@ class Ranking:
         reference, values = self.values[self.reference], self.values
         best = max(values, key=lambda name: values[name].mean)
         parts = [
-            f"{self.reference} reaches {estimated(reference)}; the highest mean is that of {best}, {estimated(values[best])}."
+            f"{self.reference} reaches {estimated(reference)}; the highest mean, picked afterwards, is that of {best}, {estimated(values[best])}."
         ]
         for verdict, words in (("higher", "Higher"), ("lower", "Lower")):
             of = [f"{name} ({described(one)})" for name, one in self.found.items() if one.verdict == verdict]
@@ -76,6 +77,6 @@ class Ranking:
         still = [name for name, one in self.found.items() if one.verdict == "open"]
         parts.append(f"Not decided: {listing(still)}." if still else "")
         parts.append(
-            f"{sizes(list(values.values())).capitalize()}; Holm's correction over {len(self.found)} differences."
+            f"{sizes(list(values.values())).capitalize()}; Holm's correction over {counted(len(self.found), 'difference')}."
         )
         return " ".join(part for part in parts if part)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from mot_core.analysis.outcomes import Difference, Estimate
 from mot_core.report.wording import listing, p_text, percent, points
 
-__all__ = ["described", "estimated", "listing", "p_text", "percent", "points", "sizes", "tally"]
+__all__ = ["counted", "described", "estimated", "listing", "p_text", "percent", "points", "sizes", "tally"]
 
 
 def estimated(value: Estimate) -> str:
@@ -35,6 +35,11 @@ def tally(found: Sequence[Difference], higher: str, lower: str) -> str:
         if len(found) != 1
         else f"the difference is {parts[0][5:].strip()}"
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 cell`, `4 cells`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def sizes(found: Sequence[Difference | Estimate]) -> str:

@@ -29,7 +29,8 @@ def ensemble(setting: Setting, do: Do) -> list[Distilled]:
 
 
 def _one_path(setting: Setting, do: Do, label: str, names: list[str], *, teacher: str | None) -> Distilled:
-    factor = len(setting.teachers) if setting.budget == "matched_compute" else 1
+    # MoT's branches are the experiment's teachers, whoever of them teaches here.
+    factor = len(setting.spec.teachers) if setting.budget == "matched_compute" else 1
     num_steps = factor * setting.path_length
     what = teacher or "union"
     branch = setting.full_branch(

@@ -5,6 +5,8 @@ on-policy one 2 P N to sample, 6 P N to train and 2 P_k N for each teacher's rea
 `matched_compute` as many as cost what MoT's K × T × S steps do at equal tokens a step, rounded up:
 
     ⌈ 6 P K T S / (8 P + 2 Σ P_k) ⌉      with teachers of the student's size: ⌈ 6 K / (8 + 2 K) × T S ⌉
+
+K is the number of the experiment's teachers, which are MoT's branches; the sum is over those who teach here.
 """
 
 from __future__ import annotations
@@ -86,14 +88,15 @@ def _num_steps(setting: Setting) -> int:
         return setting.path_length
     teachers = [setting.world.models[name] for name in setting.teachers]
     return matched_steps(
-        setting.path_length, _parameters(setting.world.student, "student"),
+        setting.path_length, len(setting.spec.teachers), _parameters(setting.world.student, "student"),
         [_parameters(ref, f"teachers.{name}") for name, ref in zip(setting.teachers, teachers, strict=True)],
     )  # fmt: skip
 
 
-def matched_steps(path_length: int, student: int, teachers: list[int]) -> int:
-    """⌈6 P K T S / (8 P + 2 Σ P_k)⌉, from parameters that a token passes through and T × S."""
-    return -(-6 * student * len(teachers) * path_length // (8 * student + 2 * sum(teachers)))
+def matched_steps(path_length: int, num_branches: int, student: int, teachers: list[int]) -> int:
+    """⌈6 P K T S / (8 P + 2 Σ P_k)⌉, from T × S, K (MoT's branches, whoever teaches here), and the parameters that a token
+    passes through."""
+    return -(-6 * student * num_branches * path_length // (8 * student + 2 * sum(teachers)))
 
 
 def _parameters(model: ModelRef, where: str) -> int:

@@ -64,6 +64,7 @@ def test_overrides_reach_base_and_options() -> None:
         ("smoke", ("rounds=3",), "expected base.FIELD=VALUE .* or options.FIELD=VALUE"),
         ("smoke", ("options.round_grid=[1]",), "round_grid"),
         ("smoke", ("options.training_seeds=[]",), "training_seeds"),
+        ("smoke", ("base.training_seeds=[7]",), "the seeds are options.training_seeds"),
         ("smoke", ("base.rounds=0",), "rounds"),
     ],
 )
@@ -120,3 +121,41 @@ def test_a_study_that_does_not_fit_is_refused_with_what_would() -> None:
     setup = setup_of(study_named("methods"), "paper")
     with pytest.raises(SpecError, match="cell methods does not fit 1xH100"):
         plan_study_for_node(study_named("methods"), setup, Node.parse("1xH100"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "told"),
+    [
+        ("rounds", "options.rounds_grid=[1, 3]", "product is 4, no multiple of 3 rounds"),
+        ("merges", "options.reference=mena", "reference 'mena' is none of merges: mean, ties"),
+        ("filters", "options.reference=none", "reference 'none' is none of filters"),
+        ("transfer", "options.teacher_seed=9", "teacher_seed 9 is none of training_seeds"),
+    ],
+)
+def test_options_that_cannot_be_answered_fail_before_anything_runs(name: str, override: str, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        cells_of(name, "smoke", override)
+
+
+def test_studies_of_one_path_do_not_pay_for_the_other_budget() -> None:
+    for name in (
+        "rounds",
+        "samples",
+        "forgetting",
+        "merges",
+        "teachers",
+        "transfer",
+        "filters",
+        "consensus",
+        "best-teacher",
+    ):
+        assert {spec.budgets for spec in cells_of(name, "paper").values()} == {("matched_path",)}, name
+    rounds = cells_of("rounds", "paper")
+    assert {spec.evaluation.path.rounds for cell, spec in rounds.items() if cell != "long"} == {"last"}
+    assert rounds["long"].evaluation.path.rounds == "all"
+
+
+def test_the_papers_second_dataset_is_read_as_its_own() -> None:
+    for name, spec in cells_of("best-teacher", "paper").items():
+        wanted = ("s1k-1.1", None) if name.endswith("s1k") else ("boba", "AReaL-boba-106k.jsonl")
+        assert (spec.problems.format, spec.problems.data_files) == wanted

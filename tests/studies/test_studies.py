@@ -22,7 +22,6 @@ from mot_core.tables import load_results
 from tests.processes import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-# The paragraph names its uncertainty, and this the studies that test differences.
 AGAIN = "methods"
 OWN = "my_study:STUDY"  # the documents' example
 
