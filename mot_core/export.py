@@ -115,6 +115,6 @@ def _public_name(model: dict[str, Any]) -> str:
 def _source_name(problems: dict[str, Any]) -> str:
     if problems["families"]:
         return "laboratory families " + ", ".join(problems["families"])
-    if problems["gym"]:
+    if problems.get("gym"):
         return f"reasoning-gym, {problems['gym']['dataset']}"
     return str(problems["hub"] or problems["import_path"] or Path(problems["file"]).name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import Manifest, Store
-from mot_core.errors import GradingError, StoreError
+from mot_core.errors import GradingError, SpecError, StoreError
 from mot_core.evaluation.ensemble import ensemble_rows, voters_of
 from mot_core.evaluation.metrics import problem_scores, summarize
 from mot_core.files import read_jsonl, whole_file, write_atomically
@@ -69,6 +69,10 @@ def regrade(
         StoreError: a step of the run is not published, or its files are damaged.
         GradingError: the grader cannot read a reference answer of any step, or breaks on too many answers.
     """
+    if grader == "gym":
+        raise SpecError(
+            "--grader gym: it reads items of reasoning-gym only, which are graded by it anyway; leave it out"
+        )
     if grader != INSTALLED:
         check_named("--grader", grader, GRADERS)
     index = read_index(run_dir)
@@ -228,7 +232,7 @@ def _changed_rows(identity: str, old: Rows, new: Rows) -> Iterator[dict[str, Any
 
 
 def _right_share(rows: Rows) -> float:
-    return [row["verdict"] for row in rows].count(Verdict.CORRECT) / len(rows)
+    return [row["verdict"] for row in rows].count(Verdict.CORRECT) / max(1, len(rows))
 
 
 def regraded_paths(run_dir: Path, grader: str) -> tuple[Path, Path]:

@@ -401,6 +401,11 @@ class Training(Spec):
                 "ema_decay needs every step of a branch, and moments that start anew: leave early_stop out, and "
                 "optimizer_between_rounds at 'reset'"
             )
+        if self.ema_decay is not None and self.precision == "pure_bfloat16":
+            raise ValueError(
+                "ema_decay needs weights in float32: in bfloat16 an average rounds its small steps away; use precision "
+                "'bfloat16' or 'float32'"
+            )
         if self.devices > 1 and (self.optimizer == "adamw8bit" or (self.lora is not None and self.lora.quantization)):
             raise ValueError("devices must be 1 with adamw8bit or lora.quantization: bitsandbytes does not shard here")
         if self.attention == "flash_attention_2" and self.precision == "float32":
@@ -785,6 +790,8 @@ class Experiment(Spec):
                     f"{nearest(method.builtin, BUILTIN_METHODS)}or give variant_of for one of these under another name, "
                     "or import_path for one of your own"
                 )
+            if method.variant_of in ("base", "ensemble"):
+                raise ValueError(f"method {method.name!r}: {method.variant_of!r} trains nothing and has no variants")
             if method.variant_of is not None and method.name in BUILTIN_METHODS:
                 raise ValueError(
                     f"method {method.name!r} is a variant of {method.variant_of!r}, but its name is a built-in method's; "
@@ -792,8 +799,12 @@ class Experiment(Spec):
                 )
             self.training_of(method)
             self._check_teachers_of(method)
-        if "ensemble" in names and "std" not in names:
-            raise ValueError("method 'ensemble' votes over the STD students: add 'std'")
+        if "ensemble" in names:
+            std = next((method for method in self.methods if method.name == "std"), None)
+            if std is None or std.teachers is not None:
+                raise ValueError(
+                    "method 'ensemble' votes over the STD students of all teachers: add 'std', without teachers"
+                )
         unknown = set(self.evaluation.path.methods or ()) - names
         if unknown:
             raise ValueError(f"evaluation.path.methods names {sorted(unknown)}, not among methods: {sorted(names)}")
@@ -837,8 +848,8 @@ class Experiment(Spec):
                 return method.learning_rate
             if method.variant_of is not None:
                 return (method.learning_rate_scale or 1.0) * self.learning_rate(method.variant_of)
-            if method.name in _RATE_OF:
-                return self.learning_rate(_RATE_OF[method.name])
+        if method_name in _RATE_OF:
+            return self.learning_rate(_RATE_OF[method_name])
         return self.training.learning_rate
 
     def training_of(self, method: Method) -> Training:

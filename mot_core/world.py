@@ -77,11 +77,11 @@ def resolve(spec: Experiment) -> World:
             files[source.file] = files_identity(source.file, f"{where}.file")
         for family in source.families or ():
             _check_family(where, family)
+        _check_gyms_grader(spec, where, source)
         if source.gym is not None:
             from mot_core.gym import check_gym
 
             check_gym(source.gym, f"{where}.gym")
-            _check_gyms_grader(spec, where, source)
         if source.import_path is not None:
             load_object(source.import_path, f"{where}.import_path")
         check_columns(source, where)
@@ -237,10 +237,17 @@ def _check_family(where: str, family: str) -> None:
 
 
 def _check_gyms_grader(spec: Experiment, where: str, source: ProblemSource) -> None:
-    """Raise `SpecError` unless a gym's problems are graded by `gym`, or by a grader of the user's."""
+    """Raise `SpecError` unless a gym's problems are graded by `gym`, or by a grader of the user's, and no others are: that
+    grader runs reasoning-gym's scorers on the reference, some of which evaluate it."""
     field, grader = (
         (f"{where}.grader", source.grader) if isinstance(source, Benchmark) else ("corpus.grader", spec.corpus.grader)
     )
+    if source.gym is None:
+        if grader == "gym":
+            raise SpecError(
+                f"{field}: gym reads the items of reasoning-gym only, and {where} has none; give another grader"
+            )
+        return
     if grader != "gym" and ":" not in grader:
         raise SpecError(f"{field}: {grader!r} cannot read the reference answers of gym problems; give gym")
 

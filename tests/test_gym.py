@@ -17,6 +17,7 @@ from mot_core.grading.verdicts import GradeItem, UngradableGold
 from mot_core.gym import check_gym, draw_problems, gym_record, is_right
 from mot_core.problems import Problem
 from mot_core.spec import Benchmark, Experiment, Gym
+from mot_core.spec_files import load_spec
 from mot_core.stages import problems_from
 from mot_core.steps import Step
 from mot_core.world import resolve
@@ -247,3 +248,11 @@ def test_a_spec_with_a_gym_is_looked_at_before_anything_runs(pico_models: Path) 
         resolve(other)
     with pytest.raises(ValueError, match="gym needs num_problems"):
         Experiment.model_validate(document_with(pico_models, gym={"dataset": "chain_sum"}))
+
+
+def test_the_gyms_grader_is_kept_from_other_sources(tmp_path: Path) -> None:
+    """Its scorers read the reference, and some of them evaluate it."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    spec = load_spec("smoke", [f"problems={{file: {tmp_path / 'rows.jsonl'}}}", "corpus.grader=gym"])
+    with pytest.raises(SpecError, match="gym reads the items of reasoning-gym only, and problems has none"):
+        resolve(spec)

@@ -119,3 +119,21 @@ def test_the_union_in_parts_is_what_it_was() -> None:
     """A control's parts keep their identity; `num_parts` leaves no trace where it says nothing new."""
     (parts,) = steps_of(spec_with("{name: shuffled}"), "shuffled-corpora")
     assert "num_parts" not in parts.spec
+
+
+def test_a_variants_rate_follows_its_original_even_where_that_is_not_listed() -> None:
+    spec = spec_with("{name: opd, learning_rate: 0.0001}", "{name: after, variant_of: mot_opd}", "{name: std, learning_rate: 0.003}",
+                     "{name: small, variant_of: shrunk}")  # fmt: skip
+    assert (spec.learning_rate("after"), spec.learning_rate("small")) == (0.0001, 0.003)
+
+
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        (("{name: std}", "{name: vote, variant_of: ensemble}"), "'ensemble' trains nothing and has no variants"),
+        (("{name: std, teachers: [tens-and-ones]}", "{name: ensemble}"), "add 'std', without teachers"),
+    ],
+)
+def test_votes_are_over_all_teachers_students(methods: tuple[str, ...], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        spec_with(*methods)

@@ -154,7 +154,7 @@ def run(request: Json) -> Json:
     )  # fmt: skip
     out = Path(request["out"])
     samples = {task: list(documents(rows)) for task, rows in found["samples"].items()}
-    with (out / "samples.jsonl").open("w") as file:
+    with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         for task, rows in samples.items():
             for row in rows:
                 file.write(json.dumps(plain({"task": task, **row}), ensure_ascii=False, allow_nan=False) + "\n")
@@ -260,7 +260,7 @@ def plain(value: Any) -> Any:
 
 
 def write(path: Path, document: Json) -> None:
-    path.write_text(json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    path.write_text(json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ def test_what_has_no_average_is_refused(beside: dict[str, Any]) -> None:
         Training.model_validate({"ema_decay": 0.9, **beside})
 
 
+def test_an_average_in_bfloat16_is_refused() -> None:
+    with pytest.raises(ValueError, match="ema_decay needs weights in float32"):
+        Training.model_validate({"ema_decay": 0.9, "precision": "pure_bfloat16"})
+
+
 def test_identity_keeps_no_trace_of_an_average_that_is_not_kept() -> None:
     assert "ema_decay" not in Training().record()
     assert Training(ema_decay=0.9).record()["ema_decay"] == 0.9
