@@ -76,13 +76,13 @@ CASES: dict[str, tuple[Change, type[MotError], str]] = {
     "required field": (lambda document: document.pop("student"), SpecError, r"student: required, but absent"),
     "unknown method": (
         put("methods", 0, "name", value="mott"), SpecError,
-        r"method 'mott' is not known; known: base, std, .*did you mean 'mot'\? or give import_path",
+        r"method 'mott' is not known; known: base, std, .*did you mean 'mot'\? or give variant_of",
     ),
-    "ensemble alone": (put("methods", value=[{"name": "ensemble"}]), SpecError, r"'ensemble' votes over the STD students: add 'std'"),
+    "ensemble alone": (put("methods", value=[{"name": "ensemble"}]), SpecError, r"'ensemble' votes over the STD students of all teachers: add 'std'"),
     "no teachers": (put("teachers", value=[]), SpecError, r"teachers: \[\] is not allowed: .*at least 1 item"),
     "two sources": (
         put("problems", "file", value="x.jsonl"), SpecError,
-        r"problems: give exactly one of families, file, hub, import_path; got \['families', 'file'\]",
+        r"problems: give exactly one of families, gym, file, hub, import_path; got \['families', 'file'\]",
     ),
     "round outside": (
         put("evaluation", "path", "rounds", value=[1, 9]), SpecError, r"evaluation\.path\.rounds names \[9\], outside 1…2",

@@ -144,7 +144,7 @@ def test_a_gold_of_the_wrong_form_is_told() -> None:
 
 
 def test_names() -> None:
-    assert set(GRADERS) == {"math", "integer", "choice", "exact", "text", "family"}
+    assert set(GRADERS) == {"math", "integer", "choice", "exact", "text", "family", "gym"}
     assert grader_named("integer") is same_integer
     assert grader_named("mot_core.grading.answers:same_text") is same_text
     check = grader_named("family")
