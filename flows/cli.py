@@ -127,7 +127,7 @@ def tune(
     from flows.live import LiveView
     from flows.run import RunOptions
     from flows.show import sweep_table
-    from flows.tune import preset_lines
+    from flows.tune import edge_note, preset_lines
     from flows.tune import tune as run_sweep
 
     experiment = _load(spec, set_)
@@ -136,6 +136,8 @@ def tune(
         sweep = run_sweep(experiment, RunOptions(store, workers), view.watch, view.announce)
     console.print(sweep_table(sweep))
     console.print(preset_lines(experiment, sweep), markup=False, highlight=False, soft_wrap=True)
+    if note := edge_note(experiment, sweep):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mot study rounds --full --store ./store; one of your own: mot study my_module:STUDY")

@@ -145,6 +145,15 @@ def preset_lines(spec: Experiment, sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
+def edge_note(spec: Experiment, sweep: Sweep) -> str:
+    """Which methods were chosen at an end of the grid, where a better rate may lie beyond; empty if none was."""
+    rates = sorted(spec.tuning.learning_rates)
+    at_edge = [f"{method} at {rate:g}" for method, rate in sweep.chosen.items() if rate in (rates[0], rates[-1])]
+    if not at_edge or len(rates) < 2:
+        return ""
+    return f"chosen at an end of the grid: {', '.join(at_edge)}; widen tuning.learning_rates, or take it that no rate suits"
+
+
 def tuning_note(spec: Experiment, world: World) -> str:
     """Whether the spec's learning rates come from the sweep that this very spec would run."""
     if spec.tuning.record is None:

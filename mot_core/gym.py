@@ -27,6 +27,7 @@ from mot_core.grading.verdicts import UngradableGold
 from mot_core.identity import canonical_json, derive_seed
 from mot_core.lab.families import split_of
 from mot_core.problems import Problem, normal_question
+from mot_core.processes import die_with_parent
 from mot_core.spec import Gym, nearest
 
 # Some data sets lay their items out for a size before the first one is made: acre takes 76 s for 100,000 (measured).
@@ -140,7 +141,8 @@ def draw_problems(gym: Mapping[str, Any], split: str, num_problems: int, seed: i
 
 
 def main() -> None:
-    """Draw what standard input asks for, as `draw_problems` does, in this process."""
+    """Draw what standard input asks for, as `draw_problems` does, in this process, which ends with the one that asks."""
+    die_with_parent()
     asked = json.load(sys.stdin)
     try:
         drawn: dict[str, Any] = {"problems": list(_drawn(**asked))}

@@ -551,8 +551,9 @@ class Method(Spec):
         return self.variant_of or self.name
 
 
-# A brace after a letter or a brace is TeX's: \boxed{answer}, \frac{a}{b}.
-_PLACEHOLDER = re.compile(r"(?<![A-Za-z}])\{(\w*)\}")
+# Braces after a command are TeX's: \boxed{answer}, \frac{a}{b}.
+_TEX = re.compile(r"\\[A-Za-z]+(\{\w*\})+")
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class Benchmark(ProblemSource):
@@ -588,7 +589,7 @@ class Benchmark(ProblemSource):
     def _prompt_asks_the_question(self) -> Benchmark:
         if self.prompt is None:
             return self
-        places = _PLACEHOLDER.findall(self.prompt)
+        places = _PLACEHOLDER.findall(_TEX.sub("", self.prompt))
         if places != ["question"] or self.prompt.count("{question}") != 1:
             raise ValueError(
                 f"prompt needs {{question}} once and no other placeholder, got "

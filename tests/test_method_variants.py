@@ -137,3 +137,13 @@ def test_a_variants_rate_follows_its_original_even_where_that_is_not_listed() ->
 def test_votes_are_over_all_teachers_students(methods: tuple[str, ...], told: str) -> None:
     with pytest.raises(SpecError, match=told):
         spec_with(*methods)
+
+
+def test_a_choice_at_an_end_of_the_grid_is_told() -> None:
+    from flows.tune import Sweep, edge_note
+
+    spec = spec_with("{name: std}", tuning="{learning_rates: [0.0002, 0.0005, 0.001]}")
+    assert edge_note(spec, Sweep("x", {}, {"std": 0.0005})) == ""
+    assert edge_note(spec, Sweep("x", {}, {"std": 0.0002, "mot": 0.0005})).startswith(
+        "chosen at an end of the grid: std at 0.0002; widen"
+    )

@@ -190,6 +190,8 @@ def spec_with(models: Path, tmp_path: Path, *benchmarks: Mapping[str, Any]) -> P
         ({"benchmark": 24}, r"benchmark 24 is not in the catalogue"),
         ({"benchmark": "aime24", "kk": 3}, r"benchmarks\.2\.kk: unknown field \(value 3\); .*allowed: benchmark, hub"),
         ({"benchmrk": "aime24"}, r"benchmrk: unknown field .*did you mean 'benchmark'\?"),
+        ({"benchmark": "aime24", "prompt": "{question}{choices}"}, r"no other placeholder, got \{question\}, \{choices\}"),
+        ({"benchmark": "aime24", "prompt": "{question} of{choices}"}, r"no other placeholder, got \{question\}, \{choices\}"),
         ({"benchmark": "aime24", "prompt": "Solve it."}, r"prompt needs \{question\} once and no other placeholder, got none in 'Solve it\.'"),
         ({"benchmark": "aime24", "prompt": "{problem}"}, r"got \{problem\} in"),
         ({"benchmark": "aime24", "prompt": "{question} {question}"}, r"got \{question\}, \{question\} in"),
