@@ -55,12 +55,16 @@ def index_of(
         },
         "students": students,
         "steps": [_step_row(step, invocation) for step in steps],
-        "provenance": {
-            "commit": git_commit(), "versions": package_versions(), "host": host_facts(),
-            "workers": invocation.pool.num_workers, "threads_per_worker": invocation.pool.settings.threads,
-            "started": invocation.started,
-            "flow_run_id": invocation.flow_run_id,
-        },
+        "provenance": provenance_of(invocation),
+    }  # fmt: skip
+
+
+def provenance_of(invocation: Invocation) -> dict[str, Any]:
+    """What one invocation ran with: commit, versions, machine, workers, and when."""
+    return {
+        "commit": git_commit(), "versions": package_versions(), "host": host_facts(),
+        "workers": invocation.pool.num_workers, "threads_per_worker": invocation.pool.settings.threads,
+        "started": invocation.started, "flow_run_id": invocation.flow_run_id,
     }  # fmt: skip
 
 

@@ -92,20 +92,26 @@ def invocation_for(
     """A registered invocation of these steps, its workers loading already if a step is missing. `drawn` are those
     that preparing it has published a moment ago."""
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
-    invocation = Invocation(run_id, store, pool, world, watch)
-    try:
+    with registered(Invocation(run_id, store, pool, world, watch)) as invocation:
         missing = invocation.look_up(steps, drawn)
         todo = missing + len(drawn)  # what was drawn to know the graph was this run's work, too
         told = f"{run_id}: {len(steps)} steps, {todo} to run, {len(steps) - todo} reused; store {store.root}"
         announce(told, len(steps))
         if missing:
             pool.start()
-        register(invocation)
-        quiet_prefect()
+        yield invocation
+
+
+@contextlib.contextmanager
+def registered(invocation: Invocation) -> Iterator[Invocation]:
+    """An invocation that its flow's tasks can find, with Prefect quiet; at the end its workers are stopped."""
+    register(invocation)
+    quiet_prefect()
+    try:
         yield invocation
     finally:
-        pool.close()
-        forget(run_id)
+        invocation.pool.close()
+        forget(invocation.run_id)
 
 
 def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: Path, clock: float) -> None:

@@ -17,7 +17,7 @@ from mot_core.corpus.card import CARD, student_card
 from mot_core.corpus.licenses import Origin
 from mot_core.errors import StoreError
 from mot_core.files import whole_directory
-from mot_core.runs import read_index
+from mot_core.runs import read_index, teachers_of
 from mot_core.spec import nearest
 
 _NAME = re.compile(r"lab:[\w.-]+|[\w.-]+/[\w.-]+")
@@ -65,7 +65,8 @@ def card_of(store: Store, index: dict[str, Any], student: dict[str, Any]) -> str
         asked = merges[-1].spec["weights"]
         given = merges[-1].counts["weights"] if isinstance(asked, str) else asked  # text: a rule for weights
         weights = dict(zip(branches, given, strict=True))
-    used = [teacher for teacher in spec["teachers"] if student["teacher"] in (None, teacher["name"])]
+    names = teachers_of(spec, student)
+    used = [teacher for teacher in spec["teachers"] if teacher["name"] in names]
     origins = [Origin("student", spec["student"]["name"], spec["student"]["license"])]
     origins += [Origin("teacher", teacher["name"], teacher["license"]) for teacher in used]
     origins.append(Origin("problems", _source_name(spec["problems"]), spec["problems"]["license"]))

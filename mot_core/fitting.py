@@ -14,7 +14,7 @@ from itertools import combinations
 from mot_core.architectures import Architecture, architecture_of
 from mot_core.errors import SpecError
 from mot_core.nodes import GIB, Assumptions, Node
-from mot_core.sft.memory import Pass, memory_of
+from mot_core.sft.memory import Pass, memory_of, on_policy_memory, teacher_value_bytes
 from mot_core.sft.vocabulary import on_policy_teachers
 from mot_core.spec import Engine, Experiment, Model, Teacher
 from mot_core.spec_files import overridden
@@ -184,13 +184,13 @@ class Fitting:
         length = self.assume.longest_prompt_tokens + limit
         padded = training.model_copy(update={"layout": "padded", "loss": "full", "devices": 1})
         largest = Pass.expected(padded, length, limit)
-        parts: dict[str, float] = dict(memory_of(student.config, padded, largest))
         teachers = [self.models.of(one, f"teachers.{one.name}") for one in asked]
-        parts["teachers"] = sum(one.weight_bytes(4.0 if training.precision == "float32" else 2.0) for one in teachers)
-        targets = len(teachers) if settings.target == "each" else 1
-        parts["divergence"] = 4.0 * (targets + 6) * largest.targets * student.config["vocab_size"]
-        passing = parts["activations"] + parts["logits"] + parts["divergence"]
-        parts["cache beyond a pass"] = max(0.0, 4.0 * training.batch_size * length * student.cache_values - passing)
+        held = on_policy_memory(
+            student.config, padded, largest, num_targets=len(teachers) if settings.target == "each" else 1,
+            teacher_bytes=sum(one.weight_bytes(float(teacher_value_bytes(training))) for one in teachers),
+            cache_bytes=4.0 * training.batch_size * length * student.cache_values,
+        )  # fmt: skip
+        parts: dict[str, float] = dict(held)
         parts["slack"] = self.assume.training_slack_gib * GIB
         fields = f"one device, passes of up to {largest.rows * largest.length:,} tokens (training.*, on_policy.*)"
         return Need(f"on-policy {spec.student.name}", "training", fields, 1, parts, self._usable)

@@ -4,6 +4,7 @@ rationale are made of.
 Invariant: a mapping only reads. What a data set wraps around a question (chat marks, the standing request to box the
 answer) is taken off, so that one question has one text in every source: duplicates, benchmarks and rationales are found
 by it. A cell that cannot be read raises `ValueError` with the reason, and the row counts as rejected, never as empty.
+Longer than most: one entry a data set.
 """
 
 from __future__ import annotations

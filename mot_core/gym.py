@@ -5,6 +5,7 @@ that an answer can be graded in another process and after the run, without makin
 is a function of its question's hash, so no two splits share one, whatever the seeds; an item whose scorer does not take
 its own answer, or takes nonsense, is never drawn. Answers are untrusted: a scorer that would evaluate one as Python or
 with sympy is kept from it.
+Longer than most: drawing items and grading them have to agree on what an item is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mot_core.grading.verdicts import UngradableGold
 from mot_core.identity import canonical_json, derive_seed
 from mot_core.lab.families import split_of
 from mot_core.problems import Problem, normal_question
-from mot_core.processes import die_with_parent
+from mot_core.processes import clean_environment, die_with_parent
 from mot_core.spec import Gym, nearest
 
 # Some data sets lay their items out for a size before the first one is made: acre takes 76 s for 100,000 (measured).
@@ -126,7 +127,10 @@ def draw_problems(gym: Mapping[str, Any], split: str, num_problems: int, seed: i
     # Some items follow the order of a set of strings, and so the interpreter's hash seed, which is another in each process.
     done = subprocess.run(
         [sys.executable, "-m", "mot_core.gym"], input=canonical_json(asked), capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8"},
+        env=clean_environment({}, {
+            "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        }),
     )  # fmt: skip
     if done.returncode != 0:
         raise ProblemError(

@@ -97,3 +97,9 @@ def _explained(locator: str) -> Any:
             f"model {locator}: cannot be loaded: {error}; expected a directory with config.json, tokenizer and "
             "*.safetensors, or a hub id that this machine can reach"
         ) from error
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills the ends of rows: the tokenizer's own padding token, or its end token where it has none."""
+    found: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found)

@@ -2,6 +2,7 @@
 
 Invariant: nothing is computed and no model is loaded; sizes come from configs and safetensors headers, rates
 from what this store has measured (or, in an empty store, from the figures in docs/performance.md).
+Longer than most: the costs of every kind of step stand side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from mot_core.architectures import architecture_of
 from mot_core.artifacts import Manifest, Published, Store, find_all
 from mot_core.errors import ModelError
-from mot_core.sft.memory import Pass, memory_of
+from mot_core.sft.memory import Pass, memory_of, on_policy_memory, teacher_value_bytes
 from mot_core.spec import Experiment, Training
 from mot_core.steps import Step
 from mot_core.world import World
@@ -239,7 +240,7 @@ class Costs:
         return tokens, flops, memory, kept * 4 * size.parameters, seconds
 
     def _on_policy(self, step: Step) -> tuple[int, float, int, int, float]:
-        """By the formulas in docs/on-policy.md. The cache of sampling and what the backward pass needs are not held at once."""
+        """By the formulas in docs/on-policy.md."""
         size, teachers = self.student, [self.teachers.get(one, UNKNOWN_SIZE) for one in step.spec["teachers"]]
         training = Training.model_validate({**step.spec["training"], **step.locators["layout"]})
         limit = step.spec["on_policy"]["max_completion_tokens"]
@@ -248,14 +249,14 @@ class Costs:
         reading = 2.0 * sum(teacher.parameters for teacher in teachers) * tokens
         sampling, gradients = 2.0 * size.parameters * tokens, 6.0 * size.parameters * tokens
         largest = Pass.expected(training, PROMPT_TOKENS + completion, completion)
-        memory = 4 * sum(teacher.parameters for teacher in teachers)
+        memory = teacher_value_bytes(training) * sum(teacher.parameters for teacher in teachers)
         if size.config:
-            parts = memory_of(size.config, training, largest)
-            targets = len(teachers) if step.spec["on_policy"]["target"] == "each" else 1
-            divergence = 4 * (targets + 6) * largest.targets * size.config["vocab_size"]
-            passing = parts["activations"] + parts["logits"] + divergence
-            cache = training.batch_size * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
-            memory += parts["weights"] + parts["gradients"] + parts["optimizer"] + max(passing, cache)
+            held = on_policy_memory(
+                size.config, training, largest, teacher_bytes=memory,
+                num_targets=len(teachers) if step.spec["on_policy"]["target"] == "each" else 1,
+                cache_bytes=training.batch_size * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token,
+            )  # fmt: skip
+            memory = sum(held.values())
         seconds = gradients / (self.training_rate or DEFAULT_TRAINING_FLOPS)
         seconds += (sampling + reading) / (self.inference_rate or DEFAULT_INFERENCE_FLOPS)
         kept = 1 + len(step.spec["snapshot_steps"])

@@ -1,12 +1,20 @@
-"""Processes that end with the one that started them. Standard library only: it is imported before torch, and in forks."""
+"""Processes that end with the one that started them, and know no secret of it. Standard library only: it is imported before torch, and in forks."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
+from collections.abc import Mapping
 
 _PR_SET_PDEATHSIG = 1
+_PASSED = re.compile(
+    r"(PATH|HOME|LANG|LANGUAGE|TMPDIR|TZ|USER|LOGNAME|CC|CXX|CPATH|LIBRARY_PATH|DO_NOT_TRACK"
+    r"|(LC|LD|XDG|HF|TRANSFORMERS|VLLM|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|NVIDIA|NCCL|GLOO|UCX|FLASHINFER|HIP|HSA"
+    r"|ROCR|ROCM|OMP|GOMP|KMP|MKL|OPENBLAS)_\w+)"
+)
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
 
 
 def die_with_parent() -> None:
@@ -15,3 +23,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def clean_environment(defaults: Mapping[str, str], forced: Mapping[str, str]) -> dict[str, str]:
+    """What a process of other people's code may know: paths and settings of its libraries, and nothing that looks like a
+    secret."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if value and _PASSED.fullmatch(name) and not _SECRET.search(name)
+    }
+    return {**defaults, **passed, **forced}

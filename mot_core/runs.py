@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def find_run_dir(store: Store, run: str) -> Path:
         known = ", ".join(names[-5:]) or "none yet"
         raise StoreError(f"no run {run!r} in {store.root}; {nearest(run, names)}the last ones: {known}")
     return runs / max(fitting, key=lambda name: (runs / name).stat().st_mtime)
+
+
+def teachers_of(spec: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:
+    """Whose corpora one of an index's students was made from, by the run's spec: its one teacher, or those of its method's
+    entry; of a method that names none, all."""
+    if student["teacher"] is not None:
+        return [student["teacher"]]
+    entry: Mapping[str, Any] = next((one for one in spec["methods"] if one["name"] == student["method"]), {})
+    return list(entry.get("teachers") or [teacher["name"] for teacher in spec["teachers"]])
 
 
 def write_index(run_dir: Path, index: dict[str, Any]) -> None:

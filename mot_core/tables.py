@@ -1,6 +1,7 @@
 """From published steps to the tables of a run (`mot_core.results`), without torch and without recomputing.
 
 The entry points are `load_results(run)` for a notebook and `collect(store, run_dir)` for the flow.
+Longer than most: every table's rows are made in one place, which reads each step once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mot_core.evaluation.metrics import problem_scores, standard_error_over_prob
 from mot_core.files import read_jsonl
 from mot_core.grading.verdicts import Verdict
 from mot_core.results import TABLE_COLUMNS, Results
-from mot_core.runs import find_run_dir, read_index, store_of
+from mot_core.runs import find_run_dir, read_index, store_of, teachers_of
 
 Rows = list[dict[str, Any]]
 ANSWERED_PROBLEMS = 4
@@ -228,7 +229,7 @@ class _Reader:
         made = [self.manifest(branch["identity"]) for branch in student["branches"]]
         branches = [manifest.counts for manifest in made]
         on_corpora = any(manifest.kind == "branch" for manifest in made)
-        teachers = [student["teacher"]] if student["teacher"] else list(tokens) if on_corpora else []
+        teachers = teachers_of(self.index["spec"], student) if on_corpora else []
         tests = [e for e in student["evaluations"] if e["split"] == "test" and e["role"] == "home"]
         lengths = [self.manifest(e["identity"]).counts["mean_completion_tokens"] for e in tests]
         self.tables["cost"].append(

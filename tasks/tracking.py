@@ -3,6 +3,7 @@
 Tracking comes last and harms nothing: a run whose tracking fails is complete, its `tracking.json` says `pending`, and
 the next run in the same store logs it. Invariant: of each planned run there is at most one in the tracker with the
 tag `mot.complete`, whose value is its content's hash; a run without it was interrupted and is replaced.
+Longer than most: all that is said to MLflow, and how a failure of it stays harmless.
 """
 
 from __future__ import annotations

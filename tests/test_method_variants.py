@@ -8,6 +8,7 @@ import pytest
 
 from flows.run import outline_of
 from mot_core.errors import SpecError
+from mot_core.runs import teachers_of
 from mot_core.spec import Experiment
 from mot_core.spec_files import load_spec
 from mot_core.steps import Step
@@ -147,3 +148,22 @@ def test_a_choice_at_an_end_of_the_grid_is_told() -> None:
     assert edge_note(spec, Sweep("x", {}, {"std": 0.0002, "mot": 0.0005})).startswith(
         "chosen at an end of the grid: std at 0.0002; widen"
     )
+
+
+def test_whose_corpora_a_student_was_made_from() -> None:
+    spec = spec_with(
+        "{name: mot}",
+        "{name: one, variant_of: mot, teachers: [tens-and-ones]}",
+        "{name: splits}",
+        "{name: std}",
+        "{name: shrunk}",
+    )
+    world = World(**{**vars(resolve(spec)), "removed": ()})
+    dumped, both = spec.model_dump(mode="json"), ["running-total", "tens-and-ones"]
+    made = {
+        one.path.label: teachers_of(dumped, {"method": one.path.label, "teacher": one.path.teacher})
+        for one in outline_of(spec, world)[0].students
+    }
+    assert made == {
+        "mot": both, "one": ["tens-and-ones"], **{f"{name}/{teacher}": [teacher] for name in ("splits", "std", "shrunk") for teacher in both}
+    }  # fmt: skip

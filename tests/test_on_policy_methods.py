@@ -244,7 +244,8 @@ def test_the_cost_table_counts_sampling_and_the_teachers_reading(tmp_path: Path)
     branch = made("branch", {"num_parameters": 10, "input_tokens": 7, "num_steps": 2})
     on_policy_counts = {"num_parameters": 10, "input_tokens": 5, "num_steps": 3, "teacher_tokens": 10, "flops": 600}
     on_policy = made("on-policy", on_policy_counts)
-    reader = _Reader(store, {"nodes": {"corpora": corpora}})
+    spec = {"methods": [{"name": "opd"}], "teachers": [{"name": "ann"}, {"name": "bob"}]}
+    reader = _Reader(store, {"nodes": {"corpora": corpora}, "spec": spec})
     for branches in ([on_policy], [branch, on_policy]):
         student = {
             "budget": "matched_path", "method": "opd", "seed": 0, "teacher": None, "evaluations": [], "path_steps": 3,

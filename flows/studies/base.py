@@ -7,7 +7,7 @@ Invariant: cells are experiments like any other, so a study costs only the steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from flows.experiment import Outline
-
-SIZES = ("smoke", "lab", "full", "paper")
-"""The sizes that every study has; some have more."""
-
 
 PATH_BUDGET = ["matched_path"]
 """The budgets of a study that compares along one path only: what a base has beside it would be computed for nothing."""
@@ -176,6 +172,12 @@ def setup_of(study: Study, size: str, overrides: Sequence[str] = (), store: str 
     seeds = f"training_seeds={list(options.training_seeds)}"
     base = load_spec(chosen.base, [*chosen.set, seeds, *of_base])
     return Setup(size, base, options, store)
+
+
+def check_reference(reference: str, names: Collection[str], what: str) -> None:
+    """Raise `ValueError` unless what others are compared with is among them; for validators of options."""
+    if reference not in names:
+        raise ValueError(f"reference {reference!r} is none of {what}: {', '.join(names)}")
 
 
 def study_identity(study: Study, setup: Setup) -> str:

@@ -21,13 +21,14 @@ from flows.studies.base import (
     only_methods,
     with_fields,
 )
-from mot_core.analysis.drawing import differences, looks_of, panels, shown
+from mot_core.analysis.drawing import differences, panels
 from mot_core.analysis.outcomes import Arm, Difference, corrected, difference
 from mot_core.analysis.wording import described, estimated, points, sizes
 from mot_core.dag import StudentAt
-from mot_core.probes.figures import lines_panel, plane_panel, sharpness_panel
+from mot_core.probes.figures import confidence_panel, lines_panel, plane_panel, sharpness_panel
 from mot_core.probes.nodes import Line, Plane, RandomDirection, Sharpness, confidence_step, landscape_step
-from mot_core.probes.rows import confidence_rows_by_problem, landscape_rows
+from mot_core.probes.rows import confidence_rows_by_problem, landscape_rows, pooled
+from mot_core.report.palette import method_name
 from mot_core.spec import Scalar
 
 if TYPE_CHECKING:
@@ -158,21 +159,20 @@ def confidence_gaps(findings: Findings) -> dict[str, dict[tuple[str, str], float
     return gaps
 
 
-def sharpness(findings: Findings) -> dict[str, dict[float, tuple[float, float]]]:
-    """Method → relative distance → mean rise of the loss in nats and its standard error over directions, seeds averaged."""
-    found: dict[str, dict[float, tuple[float, float]]] = {}
-    for row in _means_by_distance(_sharp_rows(findings)):
-        found.setdefault(row["student"], {})[row["distance"]] = (row["mean_rise"], row["standard_error"])
-    return found
-
-
-def _sharp_rows(findings: Findings) -> dict[str, list[dict[str, Any]]]:
-    """The measured sharpness of each method's students, all seeds."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for probe, own in _rows(findings, "sharpness"):
-        kept = rows.setdefault(str(probe.coordinates["method"]), [])
-        kept += [row for row in own if row["measure"] == "sharpness"]
-    return rows
+def sharpness(findings: Findings) -> list[dict[str, Any]]:
+    """Rows `student` (a method), `distance`, `mean_rise` of the loss in nats and its `standard_error` over directions: means
+    over training seeds."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for probe, rows in _rows(findings, "sharpness"):
+        for row in (one for one in rows if one["measure"] == "sharpness"):
+            groups.setdefault((str(probe.coordinates["method"]), row["distance"]), []).append(row)
+    return [
+        {
+            "student": method, "distance": distance, "mean_rise": float(np.mean([row["mean_rise"] for row in own])),
+            "standard_error": float(np.sqrt(np.sum([row["standard_error"] ** 2 for row in own])) / len(own)),
+        }
+        for (method, distance), own in groups.items()
+    ]  # fmt: skip
 
 
 # -- what is said --------------------------------------------------------------------------------------------
@@ -209,14 +209,14 @@ def table(findings: Findings) -> pd.DataFrame:
         of = {name: np.mean(list(values.values())) for name, values in classes.get(method, {}).items()}
         rows.append(
             {
-                "method": shown(method), "home": estimated(outcomes.estimate(Arm(CELL, method))),
+                "method": method_name(method), "home": estimated(outcomes.estimate(Arm(CELL, method))),
                 "MoT minus control": described(against[method]) if method in against else "",
                 "confidence, specific": f"{of['specific']:.3f}" if "specific" in of else "",
                 "confidence, shared": f"{of['shared']:.3f}" if "shared" in of else "",
                 "MoT's gap minus its gap": described(gaps[method]) if method in gaps else "",
                 **{
-                    f"rise at {distance:g}": f"{rise:.4f} ± {error:.4f}"
-                    for distance, (rise, error) in sorted(rises.get(method, {}).items())
+                    f"rise at {row['distance']:g}": f"{row['mean_rise']:.4f} ± {row['standard_error']:.4f}"
+                    for row in rises if row["student"] == method
                 },
             }
         )  # fmt: skip
@@ -226,57 +226,30 @@ def table(findings: Findings) -> pd.DataFrame:
 def figure(findings: Findings) -> Figure:
     """MoT minus the controls; confidence by class; the loss along lines to students and at random; sharpness by method; the
     plane of two single teachers' students."""
-    against, classes = against_controls(findings), confidence(findings)
+    against = against_controls(findings)
     around = [row for _, rows in _rows(findings, "landscape") for row in rows]
     planes = [row for row in around if row["measure"] in ("plane", "mark")]
     drawn, axes = panels(5 + bool(planes), height=3.5)
-    differences(axes[0], list(against.values()), [shown(name) for name in against])
+    differences(axes[0], list(against.values()), [method_name(name) for name in against])
     axes[0].set_title("MoT minus controls (home, test)")
-    _confidence_panel(axes[1], classes, [teacher.name for teacher in findings.setup.base.teachers])
+    read = [
+        {**row, "student": method_name(row["student"])} for _, rows in _rows(findings, "confidence") for row in rows
+    ]
+    confidence_panel(axes[1], pooled(read, ("student", "teacher", "class")), "mean_confidence")
+    axes[1].set_title("Confidence on teachers' rationales")
     lines = [row for row in around if row["measure"] == "line"]
     lines_panel(axes[2], [row for row in lines if row["kind"] == "to"], ["mot"])
     axes[2].set_title("Loss from MoT (0) to students (1)")
     lines_panel(axes[3], [row for row in lines if row["kind"] == "random"], ["mot"])
     axes[3].set_title("Loss from MoT in random directions")
-    sharp = _sharp_rows(findings)
-    sharpness_panel(axes[4], _means_by_distance(sharp), list(sharp))
+    sharp = sharpness(findings)
+    sharpness_panel(axes[4], sharp, list(dict.fromkeys(row["student"] for row in sharp)))
     if planes:
         plane_panel(axes[5], planes, "mot", False)
         axes[5].set_title("Loss on a plane of two STD students")
-    for panel in axes[2:5]:
+    for panel in axes[1:5]:
         panel.legend(fontsize=6.5)
     return drawn
-
-
-def _means_by_distance(by_student: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Sharpness rows with the training seeds averaged."""
-    rows = []
-    for student, own in by_student.items():
-        for distance in sorted({row["distance"] for row in own}):
-            of = [row for row in own if row["distance"] == distance]
-            rows.append(
-                {
-                    "student": student, "distance": distance, "mean_rise": float(np.mean([row["mean_rise"] for row in of])),
-                    "standard_error": float(np.sqrt(np.sum([row["standard_error"] ** 2 for row in of])) / len(of)),
-                }
-            )  # fmt: skip
-    return rows
-
-
-def _confidence_panel(axes: Any, classes: dict[str, Any], teachers: Sequence[str]) -> None:
-    methods = list(classes)
-    looks = looks_of(methods, teachers)
-    names = [name for name in ("shared", "specific", "answer") if any(name in of for of in classes.values())]
-    for place, method in enumerate(methods):
-        xs = [index + 0.8 * ((place + 0.5) / len(methods) - 0.5) for index in range(len(names))]
-        values = [np.mean(list(classes[method].get(name, {"": np.nan}).values())) for name in names]
-        axes.plot(
-            xs, values, linestyle="", marker=looks[method].marker, color=looks[method].colour, label=shown(method)
-        )
-    axes.set_xticks(range(len(names)), [f"{name} tokens" for name in names])
-    axes.set_ylabel("mean highest probability")
-    axes.set_title("Confidence on teachers' rationales")
-    axes.legend(fontsize=7, ncols=2)
 
 
 def text(findings: Findings) -> str:
@@ -284,22 +257,21 @@ def text(findings: Findings) -> str:
     outcomes, against, gaps = findings.outcomes, against_controls(findings), gap_differences(findings)
     sentences = [
         f"MoT reaches {estimated(outcomes.estimate(Arm(CELL, 'mot')))} on home. Minus the controls for dilution: "
-        + "; ".join(f"{shown(name)} {described(one)}" for name, one in against.items()) + "."
+        + "; ".join(f"{method_name(name)} {described(one)}" for name, one in against.items()) + "."
     ]  # fmt: skip
     if gaps:
         own = np.mean(list(confidence_gaps(findings)["mot"].values()))
         sentences.append(
-            f"Read on the training rationales, confidence on tokens of one teacher's own minus that on shared tokens is {points(own)} points for MoT; MoT's gap "
-            "minus that of others (negative: MoT is less sure of what only one teacher writes): "
-            + "; ".join(f"{shown(name)} {described(one)}" for name, one in gaps.items()) + "."
+            f"Read on the training rationales, confidence on tokens of one teacher's own minus that on shared tokens is "
+            f"{points(own)} points for MoT; MoT's gap minus that of others (negative: MoT is less sure of what only one teacher writes): "
+            + "; ".join(f"{method_name(name)} {described(one)}" for name, one in gaps.items()) + "."
         )  # fmt: skip
     rises = sharpness(findings)
     for distance in findings.setup.options.distances:
         parts = [
-            f"{shown(name)} {by[distance][0]:.4f} ± {by[distance][1]:.4f}"
-            for name, by in rises.items()
-            if distance in by
-        ]
+            f"{method_name(row['student'])} {row['mean_rise']:.4f} ± {row['standard_error']:.4f}"
+            for row in rises if row["distance"] == distance
+        ]  # fmt: skip
         sentences.append(
             f"At a relative distance of {distance:g} the loss rises along random directions by, in nats (± standard error over "
             f"directions): {'; '.join(parts)}."

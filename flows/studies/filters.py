@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import (
+    PATH_BUDGET,
+    Cell,
+    Findings,
+    Options,
+    Setup,
+    Study,
+    check_reference,
+    only_methods,
+    with_fields,
+)
 from mot_core.analysis.outcomes import Arm
 from mot_core.analysis.ranking import Ranking
 
@@ -23,12 +33,10 @@ class FiltersOptions(Options):
     filters: dict[str, dict[str, Any]] = Field(min_length=2)
     reference: str = "first correct"
     num_samples: int = Field(4, ge=1)
-    num_problems: int | None = Field(None, ge=1, description="absent: as the base has it")
 
     @model_validator(mode="after")
     def _reference_is_there(self) -> FiltersOptions:
-        if self.reference not in self.filters:
-            raise ValueError(f"reference {self.reference!r} is none of filters: {', '.join(self.filters)}")
+        check_reference(self.reference, self.filters, "filters")
         return self
 
 
@@ -36,19 +44,13 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     """A cell a filter, of the same drawn rationales."""
     options, base = setup.options, setup.base
     methods = only_methods(base, ["base", "mot"])
-    problems = {} if options.num_problems is None else {"problems": {"num_problems": options.num_problems}}
     made = []
     for name, corpus in options.filters.items():
         cell = name.replace(" ", "-")
         spec = with_fields(
-            base,
-            cell,
-            methods=methods,
-            budgets=PATH_BUDGET,
-            corpus=corpus,
+            base, cell, methods=methods, budgets=PATH_BUDGET, corpus=corpus,
             generation={"num_samples": options.num_samples},
-            **problems,
-        )
+        )  # fmt: skip
         made.append(Cell(cell, spec, {"filter": name}))
     return made
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
-from mot_core.analysis.drawing import legend, looks_of, panels, shown
+from mot_core.analysis.drawing import legend, looks_of, panels
 from mot_core.analysis.outcomes import Arm, Difference, corrected
-from mot_core.analysis.wording import described, estimated, points, sizes
+from mot_core.analysis.wording import described, estimated, points, ranged, sizes
 from mot_core.errors import SpecError
 from mot_core.report.figures.drawing import label, line_style, whiskers
+from mot_core.report.palette import method_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,22 +49,18 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     return made
 
 
-def _methods(findings: Findings, cell: str) -> dict[str, str]:
-    return {"best STD": findings.outcomes.best_teacher(cell), "mtd": "mtd", "mot": "mot"}
-
-
 def against_mot(findings: Findings) -> dict[tuple[str, str], Difference]:
     """MoT minus the best STD and MTD on the panel, by cell, Holm over all."""
     outcomes, found = findings.outcomes, {}
     for cell in outcomes.coordinates:
-        for name, method in _methods(findings, cell).items():
+        for name, method in outcomes.rivals(cell).items():
             if name != "mot":
                 found[cell, name] = outcomes.difference(Arm(cell, "mot"), Arm(cell, method), role="panel")
     return dict(zip(found, corrected(list(found.values())), strict=True))
 
 
 def table(findings: Findings) -> pd.DataFrame:
-    """A row a scale and method: home and panel after, the panel's change, MoT's panel against it."""
+    """A row a rate and method: home and panel after, the panel's change, MoT's panel against it."""
     import pandas as pd
 
     outcomes, rows, against = findings.outcomes, [], against_mot(findings)
@@ -75,14 +72,14 @@ def table(findings: Findings) -> pd.DataFrame:
                 "panel": estimated(outcomes.estimate(base, role="panel")), "change of the panel": "", "MoT's panel minus it": "",
             }
         )  # fmt: skip
-        for name, method in _methods(findings, cell).items():
+        for name, method in outcomes.rivals(cell).items():
             change = outcomes.difference(Arm(cell, method), base, role="panel")
             rows.append(
                 {
-                    "rate": f"{where['learning_rate']:g}", "method": shown(name) if name != "best STD" else f"best {shown(method)}",
+                    "rate": f"{where['learning_rate']:g}", "method": method_name(name) if name != "best STD" else f"best {method_name(method)}",
                     "home": estimated(outcomes.estimate(Arm(cell, method))),
                     "panel": estimated(outcomes.estimate(Arm(cell, method), role="panel")),
-                    "change of the panel": f"{points(change.delta)} points [{points(change.low)}, {points(change.high)}]",
+                    "change of the panel": ranged(change),
                     "MoT's panel minus it": described(against[cell, name]) if (cell, name) in against else "",
                 }
             )  # fmt: skip
@@ -90,14 +87,14 @@ def table(findings: Findings) -> pd.DataFrame:
 
 
 def figure(findings: Findings) -> Figure:
-    """Left: the panel against home, a line along the rounds (dev) for each method and scale. Right: the panel after, by
-    scale."""
+    """Left: the panel against home, a line along the rounds (dev) for each method and rate. Right: the panel after, by
+    rate."""
     outcomes = findings.outcomes
     drawn, (left, right) = panels(2, height=3.8)
-    names = ["best STD", "mtd", "mot"]
+    names = list(outcomes.rivals(next(iter(outcomes.coordinates))))
     looks = looks_of(names)
     for index, cell in enumerate(outcomes.coordinates):
-        for name, method in _methods(findings, cell).items():
+        for name, method in outcomes.rivals(cell).items():
             scores = outcomes.results[cell].scores
             rounds = sorted(set(scores[(scores["method"] == method) & (scores["split"] == "dev")]["round"]))
             places = [
@@ -120,14 +117,14 @@ def figure(findings: Findings) -> Figure:
                 "alpha": 0.85,
             }
             left.plot([100 * x for x, _ in places], [100 * y for _, y in places], **style,
-                      label=label(f"{shown(name)}, rate {outcomes.coordinates[cell]['learning_rate']:g}", 30))  # fmt: skip
+                      label=label(f"{method_name(name)}, rate {outcomes.coordinates[cell]['learning_rate']:g}", 30))  # fmt: skip
     left.set_xlabel("home accuracy (dev, %)")
     left.set_ylabel("panel accuracy (dev, %)")
     left.set_title("Along the path, from the untrained student")
     cells_ = list(outcomes.coordinates)
     for place, name in enumerate(names):
         xs = [index + 0.12 * (place - 1) for index in range(len(cells_))]
-        values = [outcomes.estimate(Arm(cell, _methods(findings, cell)[name]), role="panel") for cell in cells_]
+        values = [outcomes.estimate(Arm(cell, outcomes.rivals(cell)[name]), role="panel") for cell in cells_]
         right.plot(xs, [100 * one.mean for one in values], **{**line_style(looks[name]), "linestyle": ""})
         for x, one in zip(xs, values, strict=True):
             whiskers(right, x, 100 * one.low, 100 * one.high, looks[name].colour)
@@ -150,11 +147,11 @@ def text(findings: Findings) -> str:
     outcomes, against, sentences = findings.outcomes, against_mot(findings), []
     for cell, where in outcomes.coordinates.items():
         parts = []
-        for name, method in _methods(findings, cell).items():
+        for name, method in outcomes.rivals(cell).items():
             change = outcomes.difference(Arm(cell, method), Arm(cell, "base"), role="panel")
             home = outcomes.difference(Arm(cell, method), Arm(cell, "base"))
             parts.append(
-                f"{shown(name)} {points(change.delta)} [{points(change.low)}, {points(change.high)}] "
+                f"{method_name(name)} {points(change.delta)} [{points(change.low)}, {points(change.high)}] "
                 f"(home {points(home.delta)})"
             )
         sentences.append(

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
+from flows.studies.base import (
+    PATH_BUDGET,
+    Cell,
+    Findings,
+    Options,
+    Setup,
+    Study,
+    check_reference,
+    only_methods,
+    with_fields,
+)
 from mot_core.analysis.outcomes import Arm
 from mot_core.analysis.ranking import Ranking
 
@@ -24,8 +34,7 @@ class MergesOptions(Options):
 
     @model_validator(mode="after")
     def _reference_is_there(self) -> MergesOptions:
-        if self.reference not in self.merges:
-            raise ValueError(f"reference {self.reference!r} is none of merges: {', '.join(self.merges)}")
+        check_reference(self.reference, self.merges, "merges")
         return self
 
 
@@ -48,16 +57,11 @@ def _ranking(findings: Findings) -> Ranking:
 
 def table(findings: Findings) -> pd.DataFrame:
     """A row a merge: accuracy, difference from the mean, and how much of the branches' updates it keeps."""
-    kept, moved = {}, {}
+    kept = {}
     for name, results in findings.outcomes.results.items():
-        agreement = results.merge_agreement
-        rows = agreement[agreement["method"] == "mot"]
+        rows = results.merge_agreement[results.merge_agreement["method"] == "mot"]
         kept[name] = f"{rows['energy_kept'].mean():.2f}" if len(rows) else ""
-        drift = results.merge_drift
-        merged = drift[(drift["method"] == "mot") & (drift["branch"] == "merged") & (drift["kind"] == "all")]
-        moved[name] = f"{merged['relative_drift'].mean():.4f}" if len(merged) else ""
-    more = {"energy_kept": kept} | ({"relative_drift_a_round": moved} if any(moved.values()) else {})
-    return _ranking(findings).rows(**more)
+    return _ranking(findings).rows(energy_kept=kept)
 
 
 def figure(findings: Findings) -> Figure:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
-from mot_core.analysis.drawing import bars, differences, looks_of, panels, shown
+from mot_core.analysis.drawing import bars, differences, looks_of, panels
 from mot_core.analysis.outcomes import Arm, Difference, corrected
-from mot_core.analysis.wording import described, estimated, listing, percent, points, sizes, tally
+from mot_core.analysis.wording import described, estimated, listing, percent, ranged, sizes, tally
 from mot_core.evaluation.statistics import mean_and_interval
 from mot_core.report.figures.drawing import label, scaled, whiskers
-from mot_core.report.palette import Look, budget_name
+from mot_core.report.palette import Look, budget_name, method_name
 from mot_core.spec import BudgetName
 
 if TYPE_CHECKING:
@@ -41,24 +41,23 @@ def cells(setup: Setup, findings: Findings) -> Sequence[Cell]:
     return [Cell(CELL, spec)]
 
 
-def against_best(findings: Findings) -> dict[str, list[Difference]]:
-    """By budget: every method minus the best single teacher's student, chosen on dev; Holm over each budget's table."""
-    found = {}
-    for budget in findings.setup.options.budgets:
-        best = findings.outcomes.best_teacher(CELL, budget)
-        names = [name for name in _methods(findings, budget) if name != best]
-        found[budget] = corrected([_difference(findings, name, best, budget) for name in names])
-    return found
+def against_best(findings: Findings, budget: str) -> dict[str, Difference]:
+    """Every other method minus the best single teacher's student, chosen on dev; Holm over the budget's table."""
+    best = findings.outcomes.best_teacher(CELL, budget)
+    names = [name for name in _methods(findings, budget) if name != best]
+    found = corrected([_difference(findings, name, best, budget) for name in names])
+    return dict(zip(names, found, strict=True))
 
 
-def of_mot(findings: Findings, budget: str) -> list[Difference]:
-    """MoT minus every other method, Holm over the table."""
+def of_mot(findings: Findings, budget: str) -> dict[str, Difference]:
+    """MoT minus every other method, Holm over the budget's table."""
     names = [name for name in _methods(findings, budget) if name != "mot"]
-    return corrected([_difference(findings, "mot", name, budget) for name in names])
+    found = corrected([_difference(findings, "mot", name, budget) for name in names])
+    return dict(zip(names, found, strict=True))
 
 
-def _difference(findings: Findings, a: str, b: str, budget: str, **where: Any) -> Difference:
-    return findings.outcomes.difference(Arm(CELL, a, budget), Arm(CELL, b, budget), **where)
+def _difference(findings: Findings, a: str, b: str, budget: str, role: str = "home") -> Difference:
+    return findings.outcomes.difference(Arm(CELL, a, budget), Arm(CELL, b, budget), role=role)
 
 
 def _methods(findings: Findings, budget: str) -> list[str]:
@@ -73,15 +72,14 @@ def table(findings: Findings) -> pd.DataFrame:
     roles = set(outcomes.scores["role"])
     for budget in findings.setup.options.budgets:
         best = outcomes.best_teacher(CELL, budget)
-        against = {one.a.partition(" in ")[0]: one for one in against_best(findings)[budget]}
-        versus = {one.b.partition(" in ")[0]: one for one in of_mot(findings, budget)}
+        against, versus = against_best(findings, budget), of_mot(findings, budget)
         for method in _methods(findings, budget):
             arm = Arm(CELL, method, budget)
             cost = _cost(findings, method, budget)
             sd = mean_and_interval(_by_seed(findings, method, budget)).sd
             rows.append(
                 {
-                    "budget": budget_name(budget), "method": shown(method) + (" (best on dev)" if method == best else ""),
+                    "budget": budget_name(budget), "method": method_name(method) + (" (best on dev)" if method == best else ""),
                     "home": estimated(outcomes.estimate(arm)),
                     "SD over seeds": "—" if sd is None else f"{100 * sd:.1f}",
                     **({"panel": percent(outcomes.estimate(arm, role="panel").mean) + " %"} if "panel" in roles else {}),
@@ -118,11 +116,11 @@ def figure(findings: Findings) -> Figure:
     for index, budget in enumerate(budgets):
         methods = _methods(findings, budget)
         values = [outcomes.estimate(Arm(CELL, method, budget)) for method in methods]
-        bars(axes[2 * index], [shown(method) for method in methods], values, looks, methods)
+        bars(axes[2 * index], [method_name(method) for method in methods], values, looks, methods)
         axes[2 * index].set_title(f"{budget_name(budget)}: home, test")
         axes[2 * index].set_xlabel("accuracy (%)")
         found = of_mot(findings, budget)
-        differences(axes[2 * index + 1], found, [shown(one.b.partition(" in ")[0]) for one in found])
+        differences(axes[2 * index + 1], list(found.values()), [method_name(name) for name in found])
         axes[2 * index + 1].set_title(f"{budget_name(budget)}: MoT minus …")
     _cost_panel(findings, axes[-2], looks)
     handles = dict(zip(*reversed(axes[-2].get_legend_handles_labels()), strict=True))
@@ -146,7 +144,7 @@ def _cost_panel(findings: Findings, axes: Axes, looks: dict[str, Look]) -> None:
         whiskers(axes, flops / factor, 100 * value.low, 100 * value.high, style.colour)
         axes.plot(
             flops / factor, 100 * value.mean, marker=style.marker, color=style.colour, linestyle="", markersize=7,
-            markerfacecolor=style.colour if budget == budgets[0] else "white", label=label(shown(method), 24),
+            markerfacecolor=style.colour if budget == budgets[0] else "white", label=label(method_name(method), 24),
         )  # fmt: skip
     axes.set_xlabel(f"training FLOPs{suffix}; open: the second budget")
     axes.set_ylabel("accuracy (%)")
@@ -155,18 +153,19 @@ def _cost_panel(findings: Findings, axes: Axes, looks: dict[str, Look]) -> None:
 
 def text(findings: Findings) -> str:
     """MoT against the best teacher, the union and the controls, under each budget."""
-    outcomes, sentences = findings.outcomes, []
+    outcomes, sentences, every = findings.outcomes, list[str](), list[Difference]()
     for budget in findings.setup.options.budgets:
         best, oracle = outcomes.best_teacher(CELL, budget), outcomes.best_teacher(CELL, budget, "test")
-        found = {one.b.partition(" in ")[0]: one for one in of_mot(findings, budget)}
+        found = of_mot(findings, budget)
+        every += found.values()
         mot, rival = outcomes.estimate(Arm(CELL, "mot", budget)), outcomes.estimate(Arm(CELL, best, budget))
         sentences.append(
-            f"{budget_name(budget).capitalize()}: MoT reaches {estimated(mot)} on home, {shown(best)}, the best single "
+            f"{budget_name(budget).capitalize()}: MoT reaches {estimated(mot)} on home, {method_name(best)}, the best single "
             f"teacher on dev, {estimated(rival)}: {described(found[best])}."
-            + ("" if oracle == best else f" With hindsight the best teacher on test is {shown(oracle)}.")
+            + ("" if oracle == best else f" With hindsight the best teacher on test is {method_name(oracle)}.")
         )
         parts = [
-            f"{shown(name)} {described(one)}"
+            f"{method_name(name)} {described(one)}"
             for name, one in found.items()
             if name != best and not name.startswith("std/")
         ]
@@ -175,21 +174,15 @@ def text(findings: Findings) -> str:
             name for name in _methods(findings, budget) if outcomes.estimate(Arm(CELL, name, budget)).mean > mot.mean
         ]
         sentences.append(
-            f"Above MoT's mean lie {listing([shown(name) for name in leaders])}."
+            f"Above MoT's mean lie {listing([method_name(name) for name in leaders])}."
             if leaders
             else "No method has a higher mean than MoT."
         )
         sentences.append(f"Over the whole table, {tally(list(found.values()), 'in favour of MoT', 'against it')}.")
-    every = [one for budget in findings.setup.options.budgets for one in of_mot(findings, budget)]
-    panel = [
-        _difference(findings, "mot", "base", budget, role="panel") for budget in findings.setup.options.budgets[:1]
-        if "panel" in set(outcomes.scores["role"]) and "base" in _methods(findings, budget)
-    ]  # fmt: skip
-    if panel:
-        sentences.append(
-            f"On the panel MoT is {points(panel[0].delta)} points [{points(panel[0].low)}, {points(panel[0].high)}] from "
-            "the untrained student."
-        )
+    first = findings.setup.options.budgets[0]
+    if "panel" in set(outcomes.scores["role"]) and "base" in _methods(findings, first):
+        panel = _difference(findings, "mot", "base", first, role="panel")
+        sentences.append(f"On the panel MoT is {ranged(panel)} from the untrained student.")
     sentences.append(f"{sizes(every).capitalize()}; Holm's correction runs over each budget's table.")
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from flows.studies.base import Cell, Findings, Options, Setup, Study, only_methods, with_fields
-from mot_core.analysis.drawing import bars, differences, looks_of, panels, shown
+from mot_core.analysis.drawing import bars, differences, looks_of, panels
 from mot_core.analysis.outcomes import Arm, Difference, corrected
 from mot_core.analysis.wording import described, estimated, sizes
-from mot_core.report.palette import budget_name
+from mot_core.report.palette import budget_name, method_name
 from mot_core.spec import BudgetName
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def _arms(findings: Findings, budget: str) -> dict[str, Arm]:
     """What is compared: the methods without on-policy steps once, the others for each variant."""
     names = list(findings.outcomes.coordinates)
     first = names[0]
-    arms = {shown(method): Arm(first, method, budget) for method in ("base", "mtd", "mot")}
+    arms = {method_name(method): Arm(first, method, budget) for method in ("base", "mtd", "mot")}
     best = findings.outcomes.best_teacher(first, budget)
-    arms[f"best {shown(best)}"] = Arm(first, best, budget)
+    arms[f"best {method_name(best)}"] = Arm(first, best, budget)
     if findings.setup.options.singles:
         single = best_single(findings, budget)
         arms[f"best single OPD ({single.removeprefix('opd-')})"] = Arm(first, single, budget)
@@ -69,7 +69,7 @@ def against_mot(findings: Findings) -> dict[tuple[str, str], Difference]:
     found: dict[tuple[str, str], Difference] = {}
     for budget in findings.setup.options.budgets:
         arms = _arms(findings, budget)
-        mot = arms[shown("mot")]
+        mot = arms[method_name("mot")]
         found |= {(budget, name): findings.outcomes.difference(arm, mot) for name, arm in arms.items() if arm != mot}
     return dict(zip(found, corrected(list(found.values())), strict=True))
 
@@ -114,7 +114,7 @@ def text(findings: Findings) -> str:
     """On-policy steps against MoT, and on top of it."""
     against, sentences = against_mot(findings), []
     for budget in findings.setup.options.budgets:
-        mot = findings.outcomes.estimate(_arms(findings, budget)[shown("mot")])
+        mot = findings.outcomes.estimate(_arms(findings, budget)[method_name("mot")])
         parts = [f"{name} {described(one)}" for (of, name), one in against.items() if of == budget and "OPD" in name]
         rest = [f"{name} {described(one)}" for (of, name), one in against.items() if of == budget and "OPD" not in name]
         sentences.append(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
-from mot_core.analysis.drawing import curve, legend, looks_of, panels, shown
+from mot_core.analysis.drawing import curve, legend, looks_of, panels
 from mot_core.analysis.outcomes import Arm, Difference, Estimate, corrected, difference
-from mot_core.analysis.wording import described, estimated, percent, points, sizes
+from mot_core.analysis.wording import described, estimated, percent, points, ranged, sizes
 from mot_core.errors import SpecError
 from mot_core.report.figures.drawing import whole_number_axis
+from mot_core.report.palette import method_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,17 +81,13 @@ def along(findings: Findings, method: str) -> dict[int, Estimate]:
 def falls(findings: Findings) -> dict[str, tuple[int, Difference]]:
     """By method on the long path: the round of its highest dev accuracy, and the end minus that peak."""
     outcomes, found = findings.outcomes, {}
-    for method in _followed(findings):
+    for method in outcomes.rivals(LONG).values():
         values = along(findings, method)
         peak, last = max(values, key=lambda r: values[r].mean), max(values)
         arm = Arm(LONG, method)
-        of_end, of_peak = (outcomes.of(arm, split="dev", round_index=r) for r in (last, peak))
+        of_end, of_peak = (outcomes.by_problem(arm, split="dev", round_index=r) for r in (last, peak))
         found[method] = (peak, difference("end", of_end, "peak", of_peak, outcomes.num_seeds(arm)))
     return found
-
-
-def _followed(findings: Findings) -> list[str]:
-    return [findings.outcomes.best_teacher(LONG), "mtd", "mot"]
 
 
 def table(findings: Findings) -> pd.DataFrame:
@@ -100,24 +97,22 @@ def table(findings: Findings) -> pd.DataFrame:
     outcomes, rows = findings.outcomes, []
     for cell, found in zip(_grid(findings), against_best(findings), strict=True):
         where = outcomes.coordinates[cell]
-        best = outcomes.best_teacher(cell)
+        values = {name: estimated(outcomes.estimate(Arm(cell, m))) for name, m in outcomes.rivals(cell).items()}
         rows.append(
             {
                 "part": "fixed product, test", "rounds": where["rounds"], "steps a round": where["steps_per_round"],
-                "MoT": estimated(outcomes.estimate(Arm(cell, "mot"))), "best STD": estimated(outcomes.estimate(Arm(cell, best))),
-                "MTD": estimated(outcomes.estimate(Arm(cell, "mtd"))), "MoT − best STD": described(found),
+                "MoT": values["mot"], "best STD": values["best STD"], "MTD": values["mtd"], "MoT − best STD": described(found),
             }
         )  # fmt: skip
-    curves = {method: along(findings, method) for method in _followed(findings)}
-    best = outcomes.best_teacher(LONG)
+    curves = {name: along(findings, method) for name, method in outcomes.rivals(LONG).items()}
     for round_index in curves["mot"]:
         rows.append(
             {
                 "part": "long path, dev", "rounds": round_index,
                 "steps a round": outcomes.coordinates[LONG]["steps_per_round"],
-                "MoT": estimated(curves["mot"][round_index]), "best STD": estimated(curves[best][round_index]),
+                "MoT": estimated(curves["mot"][round_index]), "best STD": estimated(curves["best STD"][round_index]),
                 "MTD": estimated(curves["mtd"][round_index]), "MoT − best STD":
-                points(curves["mot"][round_index].mean - curves[best][round_index].mean) + " points",
+                points(curves["mot"][round_index].mean - curves["best STD"][round_index].mean) + " points",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -127,13 +122,15 @@ def figure(findings: Findings) -> Figure:
     """Left: accuracy against T at the fixed product. Right: the long path."""
     outcomes, grid = findings.outcomes, _grid(findings)
     drawn, (left, right) = panels(2)
-    names = ["mot", "best STD", "mtd"]
-    looks = looks_of(names)
-    for place, name in enumerate(names):
-        arms = [Arm(cell, outcomes.best_teacher(cell) if name == "best STD" else name) for cell in grid]
+    followed = outcomes.rivals(LONG)
+    looks = looks_of(list(followed))
+    for place, name in enumerate(followed):
+        arms = [Arm(cell, outcomes.rivals(cell)[name]) for cell in grid]
         xs = [float(outcomes.coordinates[cell]["rounds"]) for cell in grid]
         left.set_xscale("log")
-        curve(left, xs, [outcomes.estimate(arm) for arm in arms], looks[name], shown(name), dodge=0.03 * (place - 1))
+        curve(
+            left, xs, [outcomes.estimate(arm) for arm in arms], looks[name], method_name(name), dodge=0.03 * (place - 1)
+        )
     left.set_xticks(
         [outcomes.coordinates[cell]["rounds"] for cell in grid],
         [str(outcomes.coordinates[cell]["rounds"]) for cell in grid],
@@ -141,10 +138,15 @@ def figure(findings: Findings) -> Figure:
     left.minorticks_off()
     left.set_xlabel("rounds T at a fixed product T × S")
     left.set_title("Fixed product (home, test)")
-    for place, (name, method) in enumerate(zip(names, ["mot", outcomes.best_teacher(LONG), "mtd"], strict=True)):
+    for place, (name, method) in enumerate(followed.items()):
         values = along(findings, method)
         curve(
-            right, [float(r) for r in values], list(values.values()), looks[name], shown(name), dodge=0.12 * (place - 1)
+            right,
+            [float(r) for r in values],
+            list(values.values()),
+            looks[name],
+            method_name(name),
+            dodge=0.12 * (place - 1),
         )
     right.set_xlabel("round")
     whole_number_axis(right)
@@ -171,7 +173,7 @@ def text(findings: Findings) -> str:
     ]
     if spread is not None:
         sentences[0] += (
-            f"; that is {points(spread.delta)} points [{points(spread.low)}, {points(spread.high)}] above "
+            f"; that is {ranged(spread)} above "
             f"{outcomes.coordinates[grid[0]]['rounds']} round(s), the best of {len(grid)} picked afterwards"
         )
     sentences[0] += "."
@@ -189,18 +191,14 @@ def text(findings: Findings) -> str:
     crossing = next((r for r in sorted(gaps) if gaps[r].delta > 0), None)
     start, end = gaps[min(gaps)], gaps[max(gaps)]
     sentences.append(
-        f"On the long path, on dev, MoT is {points(start.delta)} points [{points(start.low)}, {points(start.high)}] from the "
-        f"best single teacher after round {min(gaps)} and {points(end.delta)} [{points(end.low)}, {points(end.high)}] after "
-        f"round {max(gaps)}; "
+        f"On the long path, on dev, MoT is {ranged(start)} from the best single teacher after round {min(gaps)} and "
+        f"{ranged(end)} after round {max(gaps)}; "
         + (f"it is first ahead after round {crossing}" if crossing is not None else "it is never ahead")
         + " (that teacher was chosen on the same dev problems, which favours it; intervals without a test)."
     )
     parts = []
     for method, (peak, fall) in falls(findings).items():
-        parts.append(
-            f"{shown(method)} peaks after round {peak} and ends {points(fall.delta)} points from there "
-            f"[{points(fall.low)}, {points(fall.high)}]"
-        )
+        parts.append(f"{method_name(method)} peaks after round {peak} and ends {ranged(fall)} from there")
     sentences.append(f"From peak to end: {'; '.join(parts)} (the peak is picked afterwards, so a fall is expected).")
     sentences.append(
         f"At a fixed product: {sizes(compared)}, Holm's correction over {len(compared)} differences; long path: "

@@ -7,7 +7,6 @@ and text are functions of what is published; nothing that a cell found is kept a
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.experiment import experiment
-from flows.index import index_of
-from flows.run import Announce, RunOptions, check_devices, outline_of, quiet_prefect
+from flows.index import index_of, provenance_of
+from flows.run import Announce, RunOptions, check_devices, outline_of, registered
 from flows.studies.base import Cell, Findings, Planned, Probe, Setup, Study, study_identity
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.analysis.page import write_study
@@ -28,14 +27,13 @@ from mot_core.node_planning import NodePlan
 from mot_core.nodes import Node
 from mot_core.planning import Plan
 from mot_core.prepare import prepare
-from mot_core.provenance import git_commit, host_facts, package_versions
 from mot_core.runs import new_run_dir, write_index
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
 from mot_core.tables import collect
 from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
 from mot_core.world import World, resolve
-from tasks.invocation import Invocation, Watcher, forget, register
+from tasks.invocation import Invocation, Watcher
 
 CELLS = "cells"
 
@@ -177,29 +175,23 @@ def run_study(
     with explain_disk_errors(f"store {store.root}"):
         run_dir = new_run_dir(store, f"study-{study.name}-{setup.label}", identity)
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
-    invocation = Invocation(run_dir.name, store, pool, None, watch)
-    running = _Running(study, Findings(setup, Outcomes()), store, run_dir, invocation, announce)
+    with registered(Invocation(run_dir.name, store, pool, None, watch)) as invocation:
+        running = _Running(study, Findings(setup, Outcomes()), store, run_dir, invocation, announce)
 
-    def conclude() -> None:
-        pool.close()
-        write_study(run_dir, _record(running, clock, identity), *_said(study, running.findings))
-        from tasks.tracking import track_run
+        def conclude() -> None:
+            pool.close()
+            write_study(run_dir, _record(running, clock, identity), *_said(study, running.findings))
+            from tasks.tracking import track_run
 
-        track_run(store, run_dir)
+            track_run(store, run_dir)
 
-    try:
         phases = running.phases()
         first = next(phases)  # before Prefect is imported, so that both load at the same time
         invocation.phases = itertools.chain([first], phases)
         invocation.conclude = conclude
-        register(invocation)
-        quiet_prefect()
         from flows.orchestrate import run_study as study_flow
 
         study_flow(study.name, invocation.run_id)
-    finally:
-        pool.close()
-        forget(invocation.run_id)
     return run_dir
 
 
@@ -222,20 +214,11 @@ def _record(running: _Running, clock: float, identity: str) -> dict[str, Any]:
         "run_id": invocation.run_id, "base": setup.base.model_dump(mode="json"),
         "options": setup.options.model_dump(mode="json"),
         "cells": [
-            {"name": name, "coordinates": coordinates, "spec_identity": _identity_of(running.run_dir, name)}
-            for name, coordinates in outcomes.coordinates.items()
+            {"name": name, "coordinates": outcomes.coordinates[name], "spec_identity": planned.cell.spec.identity}
+            for name, planned in running.findings.planned.items()
         ],
         "step_counts": invocation.step_counts(),
         "compute_seconds": union_seconds(invocation.pool.compute_intervals),
         "wall_seconds": time.monotonic() - clock,
-        "provenance": {
-            "commit": git_commit(), "versions": package_versions(), "host": host_facts(),
-            "workers": invocation.pool.num_workers, "threads_per_worker": invocation.pool.settings.threads,
-            "started": invocation.started, "flow_run_id": invocation.flow_run_id,
-        },
+        "provenance": provenance_of(invocation),
     }  # fmt: skip
-
-
-def _identity_of(run_dir: Path, cell: str) -> str:
-    index: dict[str, Any] = json.loads((run_dir / CELLS / cell / "index.json").read_text())
-    return str(index["spec_identity"])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
-from mot_core.analysis.drawing import curve, legend, looks_of, panels, shown
+from mot_core.analysis.drawing import curve, legend, looks_of, panels
 from mot_core.analysis.outcomes import Arm, Estimate
-from mot_core.analysis.wording import estimated, percent, points, sizes
+from mot_core.analysis.wording import estimated, percent, ranged, sizes
+from mot_core.report.palette import method_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,12 +53,10 @@ def _cells(findings: Findings, axis: str) -> list[str]:
     return [name for name, where in findings.outcomes.coordinates.items() if where["axis"] == axis]
 
 
-def _names(findings: Findings, cell: str) -> dict[str, str]:
-    return {"mot": "mot", "best STD": findings.outcomes.best_teacher(cell), "mtd": "mtd"}
-
-
 def _values(findings: Findings, cell: str) -> dict[str, Estimate]:
-    return {name: findings.outcomes.estimate(Arm(cell, method)) for name, method in _names(findings, cell).items()}
+    return {
+        name: findings.outcomes.estimate(Arm(cell, method)) for name, method in findings.outcomes.rivals(cell).items()
+    }
 
 
 def table(findings: Findings) -> pd.DataFrame:
@@ -74,8 +73,8 @@ def table(findings: Findings) -> pd.DataFrame:
                 {
                     "axis": axis, "rationales asked for": where["rationales"], "rationales had": kept,
                     "steps a round": where["steps_per_round"],
-                    **{shown(name): estimated(value) for name, value in values.items()},
-                    "best STD is": shown(findings.outcomes.best_teacher(cell)),
+                    **{method_name(name): estimated(value) for name, value in values.items()},
+                    "best STD is": method_name(findings.outcomes.best_teacher(cell)),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -92,7 +91,7 @@ def figure(findings: Findings) -> Figure:
         values = [_values(findings, cell) for cell in names]
         panel.set_xscale("log")
         for place, name in enumerate(looks):
-            curve(panel, xs, [one[name] for one in values], looks[name], shown(name), dodge=0.03 * (place - 1))
+            curve(panel, xs, [one[name] for one in values], looks[name], method_name(name), dodge=0.03 * (place - 1))
         panel.set_xticks(xs, [f"{x:.0f}" for x in xs])
         panel.minorticks_off()
         panel.set_xlabel("rationales a teacher")
@@ -113,8 +112,7 @@ def text(findings: Findings) -> str:
     largest, smallest = of[max(of)], of[min(of)]
 
     def change(a: str, b: str) -> str:
-        found = outcomes.difference(Arm(a, "mot"), Arm(b, "mot"))
-        return f"{points(found.delta)} points [{points(found.low)}, {points(found.high)}]"
+        return ranged(outcomes.difference(Arm(a, "mot"), Arm(b, "mot")))
 
     sentences = [
         f"At the same number of steps, MoT is highest with {outcomes.coordinates[best]['rationales']} rationales a teacher, "
@@ -142,7 +140,8 @@ def text(findings: Findings) -> str:
             )
     ahead = [cell for cell in names if _values(findings, cell)["mot"].mean > _values(findings, cell)["best STD"].mean]
     sentences.append(
-        f"These are intervals, without tests. MoT's mean is above the best single teacher's in {len(ahead)} of {len(names)} cells at the same steps. "
+        f"These are intervals, without tests. MoT's mean is above the best single teacher's in {len(ahead)} of {len(names)} "
+        f"cells at the same steps. "
         f"{sizes(list(values.values())).capitalize()}."
     )
     return " ".join(sentences)

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from flows.studies.base import PATH_BUDGET, Cell, Findings, Options, Setup, Study, only_methods, with_fields
 from mot_core.analysis.outcomes import Arm
 from mot_core.analysis.ranking import Ranking
 from mot_core.analysis.wording import percent
-from mot_core.errors import StoreError
-from mot_core.spec import Seed
 from mot_core.steps import ModelRef
 
 if TYPE_CHECKING:
@@ -29,14 +27,6 @@ class TransferOptions(Options):
 
     student: dict[str, Any] = Field(description="fields of the new student")
     num_samples: int = Field(4, ge=1, description="rationales drawn a problem: weak teachers are right less often")
-    num_problems: int | None = Field(None, ge=1, description="absent: as the base has it")
-    teacher_seed: Seed | None = Field(None, description="whose training seed's students teach; absent: the first")
-
-    @model_validator(mode="after")
-    def _seed_that_runs(self) -> TransferOptions:
-        if self.teacher_seed is not None and self.teacher_seed not in self.training_seeds:
-            raise ValueError(f"teacher_seed {self.teacher_seed} is none of training_seeds {list(self.training_seeds)}")
-        return self
 
 
 def first_students(setup: Setup, findings: Findings) -> Sequence[Cell]:
@@ -57,32 +47,22 @@ def new_student(setup: Setup, findings: Findings) -> Sequence[Cell]:
     if base.evaluation.engine is not None:
         engine = base.evaluation.engine.model_dump(mode="json")
         made = [{**one, "completer": base.evaluation.completer, "engine": engine} for one in made]
-    problems = {} if options.num_problems is None else {"problems": {"num_problems": options.num_problems}}
     spec = with_fields(
         base, SECOND, methods=only_methods(base, ["base", "std"]), budgets=PATH_BUDGET, teachers=[*home, *made], student=options.student,
-        generation={"num_samples": options.num_samples}, corpus={"mode": "size_matched"}, **problems,
+        generation={"num_samples": options.num_samples}, corpus={"mode": "size_matched"},
     )  # fmt: skip
     return [Cell(SECOND, spec)]
 
 
 def model_of(findings: Findings, label: str) -> str:
-    """Where a final student of the first phase lies.
-
-    Raises:
-        StoreError: there is none of that name and seed.
-    """
-    seed = findings.setup.options.teacher_seed
-    wanted = findings.setup.options.training_seeds[0] if seed is None else seed
-    for student in findings.planned[FIRST].outline.students:
-        if student.is_final and student.path.label == label and student.seed == wanted:
-            source = student.student.source
-            if isinstance(source, ModelRef):
-                return source.locator
-            place = Path(findings.setup.store).absolute() / "objects" / source.identity
-            return str(place / (student.student.subdirectory or ""))
-    raise StoreError(
-        f"cell {FIRST} has no final student {label!r} of seed {wanted}; options.teacher_seed must be one of training_seeds"
-    )
+    """Where a final student of the first phase lies: that of the first training seed."""
+    seed = findings.setup.options.training_seeds[0]
+    students = findings.planned[FIRST].outline.students
+    (final,) = (one for one in students if one.is_final and one.path.label == label and one.seed == seed)
+    source = final.student.source
+    if isinstance(source, ModelRef):
+        return source.locator
+    return str(Path(findings.setup.store).absolute() / "objects" / source.identity / (final.student.subdirectory or ""))
 
 
 def _ranking(findings: Findings) -> Ranking:
@@ -116,7 +96,10 @@ def figure(findings: Findings) -> Figure:
 def text(findings: Findings) -> str:
     """Who teaches the new student best."""
     right = _right(findings)
-    told = f"The MoT student itself is right on {percent(right[MOT])} % of the problems that it was asked as a teacher, the best single teacher's student on {percent(right[BEST])} %."
+    told = (
+        f"The MoT student itself is right on {percent(right[MOT])} % of the problems that it was asked as a teacher, the best "
+        f"single teacher's student on {percent(right[BEST])} %."
+    )
     return (
         f"{told} {_ranking(findings).sentences()} Every teacher gave as many rationales, of problems that it got right itself; "
         "the students that teach are those of one training seed."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mot_core.analysis.outcomes import Difference, Estimate
 from mot_core.report.figures.drawing import INK, label, line_style, new_figure, whiskers
-from mot_core.report.palette import Look, Palette, method_name
+from mot_core.report.palette import Look, Palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,11 +92,6 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.6)
     axes.grid(axis="y", visible=False)
-
-
-def shown(method: str) -> str:
-    """A method's name for people, whatever its cell."""
-    return method_name(method)
 
 
 def legend(axes: Axes, **where: Any) -> None:

@@ -80,10 +80,13 @@ class Outcomes:
 
     results: dict[str, Results] = field(default_factory=dict)
     coordinates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+    """Estimates and differences by what they are of: a study's table, figure and text ask for the same ones."""
 
     def add(self, cell: str, coordinates: Mapping[str, Any], results: Results) -> None:
         """Take in one cell's tables."""
         self.results[cell], self.coordinates[cell] = results, dict(coordinates)
+        self._known.clear()
         self.__dict__.pop("scores", None)
         self.__dict__.pop("problem_scores", None)
 
@@ -125,7 +128,12 @@ class Outcomes:
             raise StoreError(f"cell {cell!r} has no single teacher's student under {budget}; add the method std")
         return found
 
-    def of(
+    def rivals(self, cell: str) -> dict[str, str]:
+        """What most studies draw of a cell, by the names that figures give them: MoT, the best single teacher's student and
+        MTD."""
+        return {"mot": "mot", "best STD": self.best_teacher(cell), "mtd": "mtd"}
+
+    def by_problem(
         self, arm: Arm, *, role: str | None = "home", split: str = "test", benchmark: str | None = None,
         round_index: float | None = None, seed: int | None = None,
     ) -> dict[tuple[str, str], float]:  # fmt: skip
@@ -159,12 +167,22 @@ class Outcomes:
 
     def estimate(self, arm: Arm, **where: Any) -> Estimate:
         """The mean over problems with its interval; every problem weighs the same, whichever benchmark it is of."""
-        return estimate(self.of(arm, **where), self.num_seeds(arm))
+        key = (arm, *sorted(where.items()))
+        if key not in self._known:
+            self._known[key] = estimate(self.by_problem(arm, **where), self.num_seeds(arm))
+        found: Estimate = self._known[key]
+        return found
 
     def difference(self, a: Arm, b: Arm, **where: Any) -> Difference:
         """a − b on the problems of both."""
-        seeds = min(self.num_seeds(a), self.num_seeds(b))
-        return difference(str(a), self.of(a, **where), str(b), self.of(b, **where), seeds)
+        key = (a, b, *sorted(where.items()))
+        if key not in self._known:
+            seeds = min(self.num_seeds(a), self.num_seeds(b))
+            self._known[key] = difference(
+                str(a), self.by_problem(a, **where), str(b), self.by_problem(b, **where), seeds
+            )
+        found: Difference = self._known[key]
+        return found
 
 
 def estimate(scores: Scores, num_seeds: int) -> Estimate:

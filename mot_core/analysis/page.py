@@ -6,13 +6,13 @@ loads nothing.
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mot_core.files import write_atomically
 from mot_core.report.figures.drawing import RenderedFigure
+from mot_core.report.html import template
 from mot_core.report.text import visible
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ STUDY = "study.json"
 
 def write_study(run_dir: Path, record: dict[str, Any], table: pd.DataFrame, figure: RenderedFigure, text: str) -> Path:
     """Write study.md, study.html, table.csv and the figure as PNG and SVG, study.json last; the page's path."""
-    import jinja2
-
     columns = [visible(name) for name in table.columns]
     rows = [[visible(_cell(value)) for value in row] for row in table.itertuples(index=False)]
     document = {**record, "text": text, "columns": columns, "rows": rows}
@@ -32,13 +30,7 @@ def write_study(run_dir: Path, record: dict[str, Any], table: pd.DataFrame, figu
     (run_dir / "figure.svg").write_bytes(figure.svg)
     (run_dir / "figure.png").write_bytes(in_palette(figure.png))
     write_atomically(run_dir / "study.md", markdown(document))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mot_core.report", "templates"), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("study.html.j2").render(
-        document, figure=base64.b64encode(figure.svg).decode("ascii"), facts=_facts(document)
-    )
+    page = template("study.html.j2").render(document, figure=figure.svg, facts=_facts(document))
     write_atomically(run_dir / "study.html", page)
     write_atomically(run_dir / STUDY, json.dumps(document, indent=1) + "\n")
     return run_dir / "study.html"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from mot_core.analysis.outcomes import Difference, Estimate
 from mot_core.report.wording import listing, p_text, percent, points
 
-__all__ = ["counted", "described", "estimated", "listing", "p_text", "percent", "points", "sizes", "tally"]
+__all__ = ["counted", "described", "estimated", "listing", "percent", "points", "ranged", "sizes", "tally"]
 
 
 def estimated(value: Estimate) -> str:
@@ -19,9 +19,14 @@ def estimated(value: Estimate) -> str:
     return f"{percent(value.mean)} % [{percent(value.low)}, {percent(value.high)}]"
 
 
+def ranged(found: Difference) -> str:
+    """`+3.4 points [1.2, 5.6]`."""
+    return f"{points(found.delta)} points [{points(found.low)}, {points(found.high)}]"
+
+
 def described(found: Difference) -> str:
     """`+3.4 points [1.2, 5.6], adjusted p = 0.012` and, where the test does not decide, that it is open."""
-    text = f"{points(found.delta)} points [{points(found.low)}, {points(found.high)}], adjusted p = {p_text(found.adjusted)}"
+    text = f"{ranged(found)}, adjusted p = {p_text(found.adjusted)}"
     return text if found.verdict != "open" else f"{text}, not decided"
 
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from mot_core.completers.base import Accept, Completion, Request, Source
 from mot_core.completers.noise import RequestNoise
-from mot_core.models import load_model, load_tokenizer
+from mot_core.models import load_model, load_tokenizer, padding_id
 from mot_core.prompts import render_prompt
 from mot_core.reasoning import with_opening_mark
 
@@ -78,7 +78,7 @@ class TransformersCompleter:
         config = GenerationConfig(
             max_new_tokens=self.source.sampling.max_completion_tokens, do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            pad_token_id=padding_id(tokenizer),
         )  # fmt: skip
         noise = RequestNoise(seeds, prompt_length, self.source.sampling)
         with torch.inference_mode():

@@ -14,8 +14,9 @@ from typing import Any
 
 from mot_core.completers.base import Source
 from mot_core.completers.memory import GIB, Gpu, require_gpu_memory, require_memory, weight_bytes
-from mot_core.completers.vllm_process import Launch, engine_environment
+from mot_core.completers.vllm_process import Launch
 from mot_core.errors import WorkerError
+from mot_core.processes import clean_environment
 from mot_core.spec import Engine
 
 DEFAULT_CACHE_GIB = 1
@@ -83,7 +84,7 @@ def environment(source: Source, engine: Engine, arguments: dict[str, Any], devic
     """An engine's environment: defaults that a user's own settings go before, then what has to be."""
     defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if devices:
-        return engine_environment(defaults, {"CUDA_VISIBLE_DEVICES": ",".join(devices)})
+        return clean_environment(defaults, {"CUDA_VISIBLE_DEVICES": ",".join(devices)})
     # Bound, the engines of several workers would share the first cores and leave the others idle.
     defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(DEFAULT_CACHE_GIB), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     # Threads that spin while they wait starve whoever shares their cores, and each other: on two busy cores a 1 M model
@@ -94,7 +95,7 @@ def environment(source: Source, engine: Engine, arguments: dict[str, Any], devic
     if arguments.get("distributed_executor_backend") == "uni":
         defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # start-up takes 3 s instead of 18
     processes = engine.data_parallel_size * engine.tensor_parallel_size * engine.pipeline_parallel_size
-    return engine_environment(defaults, {"OMP_NUM_THREADS": str(max(1, source.threads // processes))})
+    return clean_environment(defaults, {"OMP_NUM_THREADS": str(max(1, source.threads // processes))})
 
 
 def require_free_memory(source: Source, engine: Engine, directory: Path) -> list[Gpu]:

@@ -4,7 +4,7 @@
                  ◄──results───
                  ──lifeline──► watcher  ends the engine and all that it started when this pipe speaks or closes
 
-Invariant: nothing is inherited but these pipes, a log and the environment that `engine_environment` lets through; a
+Invariant: nothing is inherited but these pipes, a log and the environment that `clean_environment` lets through; a
 process of an engine outlives neither `close` nor, by more than seconds, the core process, however that ended.
 Longer than most: both sides of the lifeline have to be read together.
 """
@@ -16,7 +16,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import select
 import shutil
 import signal
@@ -40,23 +39,7 @@ PIPE_BYTES = 1 << 20
 IDLE_SECONDS = 0.25
 CLOSE_SECONDS = 20.0
 LOG_LINES, LOG_WIDTH = 12, 300
-PASSED = re.compile(
-    r"(PATH|HOME|LANG|LANGUAGE|TMPDIR|TZ|USER|LOGNAME|CC|CXX|CPATH|LIBRARY_PATH|DO_NOT_TRACK"
-    r"|(LC|LD|XDG|HF|TRANSFORMERS|VLLM|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|NVIDIA|NCCL|GLOO|UCX|FLASHINFER|HIP|HSA"
-    r"|ROCR|ROCM|OMP|GOMP|KMP|MKL|OPENBLAS)_\w+)"
-)
-SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
 log = logging.getLogger("mot.vllm")
-
-
-def engine_environment(defaults: Mapping[str, str], forced: Mapping[str, str]) -> dict[str, str]:
-    """What an engine's process may know: paths and settings of its libraries, and nothing that looks like a secret."""
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if value and PASSED.fullmatch(name) and not SECRET.search(name)
-    }
-    return {**defaults, **passed, **forced}
 
 
 def engine_python() -> str:

@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mot_core.completers.vllm_process import engine_environment
 from mot_core.errors import ModelError, MotError, ProblemError, SpecError, StoreError, WorkerError
 from mot_core.files import read_jsonl, sha256_of
 from mot_core.identity import fingerprint
+from mot_core.processes import clean_environment
 
 if TYPE_CHECKING:
     from mot_core.runner import StepContext
@@ -106,11 +106,7 @@ def folder_identity(include_path: str, where: str) -> str:
         raise SpecError(f"{where}: {include_path!r} holds no *.yaml; expected a folder of lm-eval tasks")
     inside = [(path, path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
     return fingerprint(
-        [
-            [name.as_posix(), sha256_of(path)]
-            for path, name in inside
-            if not any(part == "__pycache__" or part.startswith(".") for part in name.parts)
-        ]
+        [[name.as_posix(), sha256_of(path)] for path, name in inside if not {"__pycache__", ".git"} & {*name.parts}]
     )
 
 
@@ -171,7 +167,7 @@ def ask(
         process = subprocess.Popen(
             [python, "-I", "-u", str(WORKER), mode, str(writing), str(os.getpid())], stdin=subprocess.PIPE,
             stdout=output, stderr=output, pass_fds=(writing,), cwd=cwd,
-            env=engine_environment({"HF_HUB_OFFLINE": "1"}, {**network, **forced}),
+            env=clean_environment({"HF_HUB_OFFLINE": "1"}, {**network, **forced}),
         )  # fmt: skip
     except OSError:
         os.close(reading)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mot_core.dag import Do, StudentAt, branch_step, merge_step, shuffled_corpora_step
 from mot_core.methods.base import Distilled, Setting
 from mot_core.spec import Merge
@@ -35,7 +37,8 @@ def splits(setting: Setting, do: Do) -> list[Distilled]:
         parts = shuffled_corpora_step(setting.corpora, [name], setting.seed, num_parts)
         do(parts)
         corpora = {f"part-{index + 1}": f"part-{index + 1}" for index in range(num_parts)}
-        paths.append(_alternate(setting, do, f"{setting.name}/{name}", parts, corpora, None, merge))
+        path = _alternate(setting, do, f"{setting.name}/{name}", parts, corpora, None, merge)
+        paths.append(replace(path, teacher=name))
     return paths
 
 

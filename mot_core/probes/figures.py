@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mot_core.analysis.drawing import legend, look, panels
-from mot_core.probes.rows import MEASURES, Rows, pooled
+from mot_core.analysis.drawing import legend, look
+from mot_core.probes.rows import Rows, pooled
 from mot_core.probes.tokens import CLASSES
-from mot_core.report.figures.drawing import INK, label, line_style, shared_legend
+from mot_core.report.figures.drawing import INK, label, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _TITLES = {
     "mean_log_prob": "Log-probability of the token (nats)", "mean_confidence": "Confidence: largest probability",
@@ -25,64 +24,33 @@ _CLASS_NAMES = {"shared": "shared", "specific": "one teacher's", "answer": "answ
 _NUM_LEVELS = 12
 
 
-def confidence_figure(rows: Rows) -> Figure:
-    """From rows of `confidence_rows`: a panel a measure. Several students: their means over all teachers' tokens, small
-    marks for the teachers; one student: a series a teacher."""
+def confidence_panel(axes: Axes, rows: Rows, measure: str) -> None:
+    """One of `MEASURES` from rows of `confidence_rows`, by class of token. Several students: their means over all teachers'
+    tokens, small marks for the teachers; one student: a series a teacher."""
     students = list(dict.fromkeys(row["student"] for row in rows))
     by = "student" if len(students) > 1 else "teacher"
     series = list(dict.fromkeys(row[by] for row in rows))
-    figure, grid = panels(len(MEASURES))
     width = 0.6 / len(series)
-    for axes, measure in zip(grid, MEASURES, strict=True):
-        for index, name in enumerate(series):
-            own = [row for row in rows if row[by] == name]
-            offset = (index - (len(series) - 1) / 2) * width
-            style = line_style(look(index))
-            means = {row["class"]: row[measure] for row in pooled(own, ("class",))}
-            places = [place for place, kind in enumerate(CLASSES) if kind in means]
-            if by == "student":
-                axes.plot(
-                    [CLASSES.index(row["class"]) + offset for row in own], [row[measure] for row in own], linestyle="",
-                    marker=look(index).marker, markersize=3, color=look(index).colour, alpha=0.45, markeredgewidth=0,
-                )  # fmt: skip
+    for index, name in enumerate(series):
+        own = [row for row in rows if row[by] == name]
+        offset = (index - (len(series) - 1) / 2) * width
+        style = line_style(look(index))
+        means = {row["class"]: row[measure] for row in pooled(own, ("class",))}
+        places = [place for place, kind in enumerate(CLASSES) if kind in means]
+        if by == "student":
             axes.plot(
-                [place + offset for place in places], [means[CLASSES[place]] for place in places],
-                label=label(name, 30), **{**style, "linestyle": "", "markersize": style["markersize"] * 1.3},
+                [CLASSES.index(row["class"]) + offset for row in own], [row[measure] for row in own], linestyle="",
+                marker=look(index).marker, markersize=3, color=look(index).colour, alpha=0.45, markeredgewidth=0,
             )  # fmt: skip
-        axes.set_xticks(range(len(CLASSES)), [_CLASS_NAMES[kind] for kind in CLASSES])
-        axes.set_xlim(-0.5, len(CLASSES) - 0.5)
-        axes.set_title(_TITLES[measure])
-        axes.set_xlabel("tokens of rationales" + ("; small: each teacher's" if by == "student" else ""))
-    shared_legend(figure, grid[0].get_legend_handles_labels()[0])
-    return figure
-
-
-def landscape_figure(rows: Rows) -> Figure:
-    """From rows of `landscape_rows`, of one student or several: lines between students, lines in random directions,
-    sharpness by distance, and a panel a plane; what was not measured has no panel."""
-    between = [row for row in rows if row["measure"] == "line" and row["kind"] == "to"]
-    random = [row for row in rows if row["measure"] == "line" and row["kind"] == "random"]
-    sharp = [row for row in rows if row["measure"] == "sharpness"]
-    planes = list(dict.fromkeys((row["student"], row["plane"]) for row in rows if row["measure"] == "plane"))
-    students = list(dict.fromkeys(row["student"] for row in rows))
-    drawn = [bool(between), bool(random), bool(sharp)]
-    count = sum(drawn) + len(planes)
-    figure, grid = panels(count, max_columns=2 if count in (2, 4) else 3)
-    free = iter(grid)
-    if between:
-        lines_panel(axes := next(free), between, students)
-        axes.set_title("Lines to other students")
-        axes.set_xlabel("share of the way (1: the other student)")
-    if random:
-        lines_panel(axes := next(free), random, students)
-        axes.set_title("Random directions")
-        axes.set_xlabel("distance relative to the weights")
-    if sharp:
-        sharpness_panel(next(free), sharp, list(dict.fromkeys(row["student"] for row in sharp)))
-    for student, plane in planes:
-        own = [row for row in rows if row["student"] == student and row.get("plane") == plane]
-        plane_panel(next(free), own, student, len(students) > 1)
-    return figure
+        axes.plot(
+            [place + offset for place in places], [means[CLASSES[place]] for place in places],
+            label=label(name, 30), **{**style, "linestyle": "", "markersize": style["markersize"] * 1.3},
+        )  # fmt: skip
+    axes.set_xticks(range(len(CLASSES)), [_CLASS_NAMES[kind] for kind in CLASSES])
+    axes.set_xlim(-0.5, len(CLASSES) - 0.5)
+    axes.set_title(_TITLES[measure])
+    axes.set_xlabel("tokens of rationales" + ("; small: each teacher's" if by == "student" else ""))
+    legend(axes)
 
 
 def lines_panel(axes: Axes, rows: Rows, students: Sequence[str]) -> None:

@@ -56,6 +56,18 @@ def _write_figures(sections: list[Section], directory: Path) -> None:
 
 
 def _page(results: Results, sections: list[Section]) -> str:
+    name = results.spec.get("name") or "experiment"
+    page: str = template("report.html.j2").render(
+        name=visible(name),
+        description=visible(results.spec.get("description") or ""),
+        run_id=visible(results.run_id),
+        sections=sections,
+    )
+    return page
+
+
+def template(name: str) -> Any:
+    """A page's template: everything that goes in is escaped, and nothing may be missing; `base64` is a filter for bytes."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -63,10 +75,4 @@ def _page(results: Results, sections: list[Section]) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
-    name = results.spec.get("name") or "experiment"
-    return environment.get_template("report.html.j2").render(
-        name=visible(name),
-        description=visible(results.spec.get("description") or ""),
-        run_id=visible(results.run_id),
-        sections=sections,
-    )
+    return environment.get_template(name)

@@ -19,7 +19,7 @@ import torch
 from mot_core.corpus.tables import read_corpus
 from mot_core.files import write_jsonl
 from mot_core.identity import derive_seed
-from mot_core.models import load_tokenizer
+from mot_core.models import load_tokenizer, padding_id
 from mot_core.runner import StepContext
 from mot_core.sft.checkpoints import Checkpoints
 from mot_core.sft.launch import launch
@@ -127,14 +127,13 @@ def _read(tokenizer: Any, job: BranchJob) -> Tokenized:
 
 def _trainee(job: BranchJob, tokenizer: Any, ranks: Ranks) -> Trainee:
     """The model, ready to train; moments of the round before are in its optimizer."""
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     seed = derive_seed("adapters", job.spec["order_seed"])
     for turn in range(ranks.count):
         # In turn, so that a host holds one whole copy at a time beside the shards.
         if turn == ranks.index:
             device = str(ranks.device) if ranks.count == 1 else "cpu"
             model = load_student(job.locator, job.revision, device, job.training, seed)
-            trainee = Trainee(model, job.training, pad_id, ranks)
+            trainee = Trainee(model, job.training, padding_id(tokenizer), ranks)
         ranks.wait()
     if job.optimizers:
         start_from(

@@ -147,6 +147,24 @@ def memory_of(config: Mapping[str, Any], training: Training, largest: Pass) -> d
     }
 
 
+def on_policy_memory(
+    config: Mapping[str, Any], training: Training, largest: Pass, *, num_targets: int, teacher_bytes: float,
+    cache_bytes: float,
+) -> dict[str, int]:  # fmt: skip
+    """The same of an on-policy step, with its teachers beside the student (docs/on-policy.md). A pass also holds its targets
+    and what a divergence computes; the cache of sampling and a pass are not held at once."""
+    parts = memory_of(config, training, largest)
+    divergence = 4 * (num_targets + 6) * largest.targets * config["vocab_size"]
+    passing = parts["activations"] + parts["logits"] + divergence
+    beyond = max(0, math.ceil(cache_bytes) - passing)
+    return {**parts, "teachers": math.ceil(teacher_bytes), "divergence": divergence, "cache beyond a pass": beyond}
+
+
+def teacher_value_bytes(training: Training) -> int:
+    """Bytes a weight of a teacher that an on-policy step reads with: bf16 wherever the student computes in it."""
+    return 4 if training.precision == "float32" else 2
+
+
 def activation_bytes(sizes: Sizes, training: Training, largest: Pass) -> float:
     """What the backward pass needs of the layers. With checkpointing: every layer's input, and one layer whole; with
     offloading: one layer's part."""

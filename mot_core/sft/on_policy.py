@@ -20,7 +20,7 @@ import torch
 from mot_core.errors import TrainingError
 from mot_core.files import read_jsonl, write_jsonl
 from mot_core.identity import derive_seed
-from mot_core.models import load_model, load_tokenizer
+from mot_core.models import load_model, load_tokenizer, padding_id
 from mot_core.prompts import render_prompt
 from mot_core.runner import StepContext
 from mot_core.sft.branch import TRAINING_LOG, BranchJob, Snapshots
@@ -165,9 +165,8 @@ def train_on_policy(context: StepContext) -> dict[str, Any]:
     )
     models = load_teachers(tokenizer, locators["teachers"], settings, str(ranks.device))
     num_tokens = min(int(model.config.vocab_size) for model in (student, *models))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainee = OnPolicyTrainee(
-        student, settings, int(pad_id), ranks, end_id=int(tokenizer.eos_token_id), record=dict(spec["on_policy"]),
+        student, settings, padding_id(tokenizer), ranks, end_id=int(tokenizer.eos_token_id), record=dict(spec["on_policy"]),
         teachers=Teachers(models, spec["on_policy"]["target"], num_tokens),
     )  # fmt: skip
     questions = read_jsonl(context.parent_dir("problems") / "problems.jsonl")

@@ -43,7 +43,7 @@ def test_arms_with_other_problems_cannot_be_paired() -> None:
 def test_an_arm_that_is_not_there_is_named_with_those_that_are() -> None:
     outcomes = outcomes_of({"one": {"mot": LOW, "mtd": HIGH}})
     with pytest.raises(StoreError, match="no test scores of std/x in one.*the cell has mot, mtd"):
-        outcomes.of(Arm("one", "std/x"))
+        outcomes.by_problem(Arm("one", "std/x"))
     with pytest.raises(StoreError, match="has no single teacher's student"):
         outcomes.best_teacher("one")
 

@@ -18,9 +18,9 @@ from mot_core.completers import vllm_completer, vllm_process
 from mot_core.completers.base import Completion, Request, completer_class
 from mot_core.completers.vllm_completer import VllmCompleter
 from mot_core.completers.vllm_launch import engine_arguments, engine_devices, stored_precision
-from mot_core.completers.vllm_process import engine_environment
 from mot_core.errors import CompletionError, ModelError, WorkerError
 from mot_core.models import load_tokenizer
+from mot_core.processes import clean_environment
 from mot_core.runner import ModelCache
 from mot_core.spec import Engine
 from tests.processes import ROOT, is_alive, wait_until
@@ -105,7 +105,7 @@ def test_an_engine_is_told_no_secret(
     assert "s" not in known.values()
     assert not [name for name in known if name.startswith("MOT_")]
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    assert engine_environment({"VLLM_CPU_KVCACHE_SPACE": "1"}, {"A": "b"})["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert clean_environment({"VLLM_CPU_KVCACHE_SPACE": "1"}, {"A": "b"})["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
 
 def test_a_prompt_without_room_is_a_failed_row_and_a_small_room_a_cut_one(

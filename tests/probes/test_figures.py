@@ -1,10 +1,12 @@
-"""The probes' figures: a panel for what was measured, and the rows' own numbers in it."""
+"""The probes' panels: the rows' own numbers are in them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mot_core.probes.figures import confidence_figure, landscape_figure
+from mot_core.analysis.drawing import panels
+from mot_core.probes.figures import confidence_panel, lines_panel, plane_panel, sharpness_panel
+from mot_core.probes.rows import MEASURES
 from mot_core.report.figures.drawing import rendered, style
 
 Row = dict[str, Any]
@@ -22,6 +24,13 @@ def points_of(axes: Any) -> dict[str, list[float]]:
         for line in axes.get_lines()
         if not str(line.get_label()).startswith("_")
     }
+
+
+def confidence_figure(rows: list[Row]) -> Any:
+    figure, grid = panels(len(MEASURES))
+    for axes, measure in zip(grid, MEASURES, strict=True):
+        confidence_panel(axes, rows, measure)
+    return figure
 
 
 def test_one_students_series_are_teachers_and_severals_are_students() -> None:
@@ -63,15 +72,11 @@ def test_a_landscape_has_a_panel_for_each_thing_measured() -> None:
         for d in (0.1, 0.2)
     ]
     with style():
-        figure = landscape_figure(
-            [
-                *line("MoT", "ann", "to", [1.0, 3.0, 2.0]),
-                *line("MoT", "noise", "random", [1.0, 4.0, 9.0]),
-                *sharp,
-                *plane,
-                *marks,
-            ]
-        )
+        figure, grid = panels(4, max_columns=2)
+        lines_panel(grid[0], line("MoT", "ann", "to", [1.0, 3.0, 2.0]), ["MoT"])
+        lines_panel(grid[1], line("MoT", "noise", "random", [1.0, 4.0, 9.0]), ["MoT"])
+        sharpness_panel(grid[2], sharp, ["MoT"])
+        plane_panel(grid[3], [*plane, *marks], "MoT", False)
         assert rendered("landscape", figure).png[:4] == b"\x89PNG"
         between, random, sharpness, flat, bar = figure.axes
         assert points_of(between) == {"ann": [1.0, 3.0, 2.0]} and points_of(random) == {"noise": [1.0, 4.0, 9.0]}
@@ -80,7 +85,9 @@ def test_a_landscape_has_a_panel_for_each_thing_measured() -> None:
             "a student outside is not marked"
         )
         assert bar.get_ylabel() == "loss (nats a token)"
-        falling = landscape_figure([{**row, "mean_rise": -row["mean_rise"]} for row in sharp])
-        assert len(falling.axes) == 1 and falling.axes[0].get_yscale() == "linear"
-        level = landscape_figure([{**row, "loss": 1.0} for row in plane])
+        falling, (only,) = panels(1)
+        sharpness_panel(only, [{**row, "mean_rise": -row["mean_rise"]} for row in sharp], ["MoT"])
+        assert len(falling.axes) == 1 and only.get_yscale() == "linear"
+        level, (flat,) = panels(1)
+        plane_panel(flat, [{**row, "loss": 1.0} for row in plane], "MoT", False)
         assert rendered("level", level).png
