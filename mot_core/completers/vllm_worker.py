@@ -187,14 +187,15 @@ def run_engine(inbox: Inbox, outbox: Outbox) -> None:
             stage = "start"
             loaded = vllm.LLM(**commands[0]["engine"])
             engine = loaded.llm_engine
-            outbox.tell({"ready": facts_of(vllm, loaded)})
-            stage = "run"
-            serve(vllm, loaded, inbox, outbox, commands[1:])
+            with contextlib.suppress(BrokenPipeError):  # the other side is gone, as at the end of `serve`
+                outbox.tell({"ready": facts_of(vllm, loaded)})
+                stage = "run"
+                serve(vllm, loaded, inbox, outbox, commands[1:])
+        # The watcher hears of it too, and first notes the shared memory that only a living engine's map names.
+        time.sleep(LEAVE_SECONDS)
         code = 0
     except SystemExit:  # the watcher's SIGTERM
         code = 0
-    except BrokenPipeError:  # the other side is gone; the watcher knows
-        pass
     except BaseException as error:
         traceback.print_exc()
         outbox.tell({"error": f"{type(error).__name__}: {error}", "at": stage})

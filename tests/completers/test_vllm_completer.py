@@ -267,7 +267,13 @@ def test_nothing_of_an_engine_outlives_a_killed_core_process(
         left = [*workers_of(driver.pid), *notes(written, "child")]
         assert len(left) == 3  # watcher, engine, and what the engine put into a session of its own
         assert all(map(is_alive, left))
+        (engine,) = notes(written, "pid")
+        (watcher,) = set(workers_of(driver.pid)) - {engine}
+        os.kill(watcher, signal.SIGSTOP)  # the engine hears of the end first
         driver.kill()
+        time.sleep(0.5)
+        assert is_alive(engine)  # and waits: only the watcher gives back what it shares
+        os.kill(watcher, signal.SIGCONT)
         killed = time.monotonic()
         wait_until(lambda: not any(map(is_alive, left)), 10.0, "every process of the engine has ended")
         assert time.monotonic() - killed < 10.0
