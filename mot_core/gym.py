@@ -36,6 +36,8 @@ _ITEMS = 10_000
 # This many items of a split in a row that cannot serve mean the data set, not the item.
 _FAULTS = 20
 _FRUITLESS_DRAWS = 2_000
+# For a data set that hangs on some seed; it would hold its step for ever.
+_DRAW_SECONDS = 3600.0
 
 # -- what scorers evaluate ---------------------------------------------------------------------------------
 # Read in reasoning-gym 0.1.25. A data set whose module evaluates text and that is not listed here is refused.
@@ -125,13 +127,20 @@ def draw_problems(gym: Mapping[str, Any], split: str, num_problems: int, seed: i
         )
     asked = {"gym": dict(gym), "split": split, "num_problems": num_problems, "seed": seed}
     # Some items follow the order of a set of strings, and so the interpreter's hash seed, which is another in each process.
-    done = subprocess.run(
-        [sys.executable, "-m", "mot_core.gym"], input=canonical_json(asked), capture_output=True, text=True, check=False,
-        env=clean_environment({}, {
-            "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-        }),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mot_core.gym"], input=canonical_json(asked), capture_output=True, text=True, check=False,
+            timeout=_DRAW_SECONDS,
+            env=clean_environment({}, {
+                "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            }),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ProblemError(
+            f"gym {gym['dataset']}: drawing {num_problems} problems with seed {seed} did not end in {_DRAW_SECONDS:g} s; "
+            "choose another seed, other settings or another data set"
+        ) from error
     if done.returncode != 0:
         raise ProblemError(
             f"gym {gym['dataset']}: the process that draws its problems ended with status {done.returncode}; it said: "

@@ -229,6 +229,12 @@ def test_a_failing_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         draw_problems(record_of("chain_sum"), "train", 2, 1)
 
 
+def test_a_process_that_hangs_is_ended_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mot_core.gym._DRAW_SECONDS", 0.01)
+    with pytest.raises(ProblemError, match=r"drawing 2 problems with seed 1 did not end in 0\.01 s"):
+        draw_problems(record_of("chain_sum"), "train", 2, 1)
+
+
 def document_with(models: Path, **source: Any) -> dict[str, Any]:
     document = pico_document(models)
     document["evaluation"]["benchmarks"].append({"name": "gym", "role": "panel", "k": 1, **source})

@@ -27,6 +27,8 @@ LONG: Mapping[str, Any] = {"temperature": 0.6, "top_p": 0.95, "max_completion_to
 SOURCES = ("families", "file", "hub", "import_path", "gym")
 # What belongs to an entry's own source, and goes with it.
 _OF_THE_SOURCE = (*SOURCES, "revision", "config", "data_files")
+# How its rows are read and whose they are: a copy, in a file or elsewhere on the hub, has its columns and splits, and a file its licence.
+_OF_THE_ROWS = {"file": (), "hub": ("license",)}
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
     """A benchmark's fields as the spec gives them, with those of the entry that `benchmark` names under them.
 
     `sampling` is filled in setting by setting, anything else is taken whole. A source of the spec's own takes the place of
-    the entry's, with its revision and configuration; a file is read as the hub's rows are: its one split `train` stands
-    for the split of theirs that the entry reads.
+    the entry's, with its revision and configuration. A file is read as the hub's rows are: its one split `train` stands
+    for the split of theirs that the entry reads; another data set on the hub is read like them too, and its licence is
+    the spec's to say.
 
     Raises:
         ValueError: no such entry.
@@ -138,7 +141,8 @@ def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(CATALOGUE[name].fields)
     sources = [key for key in SOURCES if own.get(key) is not None]
     if sources:
-        fields = {key: value for key, value in fields.items() if key not in _OF_THE_SOURCE}
+        gone = {*_OF_THE_SOURCE, *_OF_THE_ROWS.get(sources[0], ("license", "format", "splits"))}
+        fields = {key: value for key, value in fields.items() if key not in gone}
     if "file" in sources and "splits" in fields:
         fields["splits"] = {
             ours: re.sub(r"^[^\[]+", "train", theirs) for ours, theirs in dict(fields["splits"]).items()

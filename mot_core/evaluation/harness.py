@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 WORKER = Path(__file__).with_name("harness_worker.py")
 RESULTS, SAMPLES, VERSIONS = "results.json", "samples.jsonl", "versions.json"
 LOG_LINES = 12
+_UNSAFE = "task {!r} runs code that the model wrote, which is never done here; leave it out"
 # What reaches the hub of data sets; of secrets, its token alone.
 _NETWORK = ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
             "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # fmt: skip
@@ -57,7 +58,8 @@ def check_harness(entry: Harness, where: str) -> tuple[str, str | None]:
     """lm-eval's version, and the content hash of the entry's folder of tasks, if it has one.
 
     Raises:
-        SpecError: no such folder, a task that lm-eval does not know, or a metric that a task does not have.
+        SpecError: no such folder, a task that lm-eval does not know or that runs code which a model wrote, or a metric that
+            a task does not have.
         WorkerError: the interpreter has no lm-eval.
     """
     content = folder_identity(entry.include_path, f"{where}.include_path") if entry.include_path is not None else None
@@ -70,6 +72,8 @@ def check_harness(entry: Harness, where: str) -> tuple[str, str | None]:
             f"{where}.tasks: {name!r} is no task, group or tag of lm-eval {found['version']}{place}; {hint}"
             f"`{harness_python()} -m lm_eval ls tasks` lists them, and include_path names a folder of your own"
         )
+    for task in found["unsafe"]:
+        raise SpecError(f"{where}.tasks: {_UNSAFE.format(task)}")
     for task, metrics in found["lacking"]:
         raise SpecError(
             f"{where}.metric: task {task!r} has no {entry.metric!r}; it has {', '.join(metrics)}; name one of them, leave "
@@ -167,7 +171,7 @@ def ask(
         process = subprocess.Popen(
             [python, "-I", "-u", str(WORKER), mode, str(writing), str(os.getpid())], stdin=subprocess.PIPE,
             stdout=output, stderr=output, pass_fds=(writing,), cwd=cwd,
-            env=clean_environment({"HF_HUB_OFFLINE": "1"}, {**network, **forced}),
+            env=clean_environment({"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}, {**network, **forced}),
         )  # fmt: skip
     except OSError:
         os.close(reading)
@@ -207,7 +211,7 @@ def _refusal(at: str, text: str, python: str) -> MotError:
     if at == "version":
         return WorkerError(f"{python} has lm-eval {text}; the step's name says so: plan and run with the same one")
     if at == "unsafe":
-        return SpecError(f"task {text!r} runs code that the model wrote, which is never done here; leave it out")
+        return SpecError(_UNSAFE.format(text))
     if at == "data":
         return ProblemError(
             f"{text}; its data could not be read: with HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE') or '1'}; set "

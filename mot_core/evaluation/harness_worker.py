@@ -66,7 +66,8 @@ def one_line(error: BaseException) -> str:
 
 
 def check(request: Json) -> Json:
-    """The version, the requested names that are not known, and the tasks that lack the metric asked for.
+    """The version, the requested names that are not known, the tasks that run code which a model wrote, and those that lack
+    the metric asked for.
 
     A metric is looked up where a task's YAML lists its metrics; tasks written in Python say theirs only when they run.
     """
@@ -76,15 +77,19 @@ def check(request: Json) -> Json:
         for name in request["tasks"]
         if name not in index
     ]
-    lacking = []
+    lacking, unsafe = [], []
     metric, _, chosen_filter = (request["metric"] or "").partition(",")
-    for name in request["tasks"] if metric and not unknown else ():
+    for name in request["tasks"] if not unknown else ():
         for leaf, config in leaves(index, name):
+            if config.get("unsafe_code", False) is not False:
+                unsafe.append(leaf)
+            if not metric:
+                continue
             listed = [str(entry["metric"]) for entry in config.get("metric_list") or ()]
             filters = [entry["name"] for entry in config.get("filter_list") or ()] or ["none"]
             if listed and (metric not in listed or (chosen_filter and chosen_filter not in filters)):
                 lacking.append([leaf, [f"{one},{of}" for one in listed for of in filters]])
-    return {"version": metadata.version("lm_eval"), "unknown": unknown, "lacking": lacking}
+    return {"version": metadata.version("lm_eval"), "unknown": unknown, "unsafe": unsafe, "lacking": lacking}
 
 
 def manager_for(names: list[str], include_path: str | None) -> Any:

@@ -159,6 +159,9 @@ def test_another_source_takes_the_place_of_the_entrys() -> None:
     gpqa = CATALOGUE["gpqa-diamond"].fields
     mirror = entry_of("gpqa-diamond", hub="mine/gpqa")
     assert (mirror.hub, mirror.revision, mirror.config, mirror.splits) == ("mine/gpqa", None, None, gpqa["splits"])
+    assert (mirror.format, mirror.license) == ("gpqa", None)  # a copy has its columns; whose it is, the spec says
+    sums = entry_of("gpqa-diamond", families=["sums"], num_problems=4, grader="integer")
+    assert (sums.splits, sums.format, sums.license) == (None, Benchmark.model_fields["format"].default, None)
     file = entry_of("aime24", file="aime.csv")
     assert (file.hub, file.revision, file.splits) == (None, None, {"dev": "train[:60]", "test": "train[60:]"})
     assert entry_of("aime25", file="aime.csv").splits == {"test": "train"}

@@ -230,6 +230,14 @@ def test_the_published_suites_are_known_and_a_wrong_name_is_not() -> None:
         check_harness(entry, "evaluation.harness.own")
 
 
+def test_a_task_that_runs_a_models_code(tmp_path: Path) -> None:
+    (tmp_path / "programs.yaml").write_text(SUMS.replace("task: lab_sums", "task: programs\nunsafe_code: true"))
+    (tmp_path / "more.yaml").write_text("include: programs.yaml\ntask: more_programs\n")
+    for name in ("programs", "more_programs"):
+        with pytest.raises(SpecError, match=f"own.tasks: task '{name}' runs code that the model wrote"):
+            check_harness(entry_of(tmp_path, tasks=[name]), "own")
+
+
 def test_a_metric_that_a_task_lacks(folder: Path) -> None:
     with pytest.raises(SpecError, match=r"own.metric: task 'lab_choice' has no 'exact_match'; it has acc,none"):
         check_harness(entry_of(folder, metric="exact_match"), "own")
