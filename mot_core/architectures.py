@@ -20,6 +20,8 @@ from mot_core.spec import local_directory
 
 HUB_SECONDS = 5.0
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "fp8": 1.0, "int8": 1.0}
+# As configs on the hub and configs that transformers 5 writes call it.
+_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 # Four bits, and of each 128 weights a scale of 16 bits: the group size of published AWQ and GPTQ weights.
 _FOUR_BITS = 0.5 + 2 / 128
 QUANTIZED_BYTES = {
@@ -83,6 +85,18 @@ class Architecture:
                 f"{source}: config.json of model type {config.get('model_type')!r} has no {error}; expected a decoder in "
                 "the form of Llama, Qwen or DeepSeek-V3"
             ) from None
+
+
+def unused_parameters(config: Mapping[str, Any]) -> int:
+    """Of a mixture of experts, the parameters that a token does not pass through; 0 of a dense decoder, and of one whose
+    config is in no form known here."""
+    if not any(config.get(name) for name in _EXPERTS):
+        return 0
+    try:
+        found = Architecture.of_config(config, "the model's config")
+    except ModelError:
+        return 0
+    return found.parameters - found.active
 
 
 def architecture_of(model: str, revision: str | None, where: str, *, ask_hub: bool) -> Architecture:
@@ -159,10 +173,10 @@ def _described(config: Mapping[str, Any], source: str) -> Architecture:
     h, layers = sizes.hidden, sizes.layers
     attention = _latent_attention(config) if latent else _attention(sizes)
     dense_mlp, outside = 3 * h * sizes.intermediate, sizes.outside
-    experts, width = int(config.get("num_experts") or config.get("n_routed_experts") or 0), 0
+    experts, width = next((int(config[name]) for name in _EXPERTS if config.get(name)), 0), 0
     dense_layers, chosen, shared = layers, 0, 0
     if experts:
-        width = 3 * h * int(config["moe_intermediate_size"])
+        width = 3 * h * int(config.get("moe_intermediate_size") or sizes.intermediate)
         chosen = int(config["num_experts_per_tok"])
         shared = int(config.get("n_shared_experts") or 0)
         dense_layers = int(config.get("first_k_dense_replace") or len(config.get("mlp_only_layers") or ()))

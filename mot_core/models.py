@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mot_core.architectures import unused_parameters
 from mot_core.errors import ModelError
 from mot_core.prompts import require_chat_template
 
@@ -97,6 +98,11 @@ def _explained(locator: str) -> Any:
             f"model {locator}: cannot be loaded: {error}; expected a directory with config.json, tokenizer and "
             "*.safetensors, or a hub id that this machine can reach"
         ) from error
+
+
+def active_parameters(model: PreTrainedModel) -> int:
+    """What a token passes through; of a dense model all parameters, adapters included."""
+    return sum(parameter.numel() for parameter in model.parameters()) - unused_parameters(model.config.to_dict())
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -238,10 +238,11 @@ class _Reader:
                 "teacher_tokens": sum(tokens[teacher] for teacher in teachers)
                 + sum(counts.get("teacher_tokens", 0) for counts in branches),
                 "training_tokens": sum(counts["input_tokens"] for counts in branches),
-                # 6 FLOPs a parameter and token, forward and backward (Kaplan et al. 2020, arXiv 2001.08361). On-policy steps
-                # say their own: sampling and the teachers' reading belong to them.
+                # 6 FLOPs a token and parameter that it passes through, forward and backward (Kaplan et al. 2020, arXiv
+                # 2001.08361). On-policy steps say their own: sampling and the teachers' reading belong to them.
                 "training_flops": sum(
-                    counts.get("flops", 6 * counts["num_parameters"] * counts["input_tokens"]) for counts in branches
+                    counts.get("flops", 6 * counts.get("num_active_parameters", counts["num_parameters"]) * counts["input_tokens"])
+                    for counts in branches
                 ),
                 "branch_steps": sum(counts["num_steps"] for counts in branches),
                 "path_steps": student["path_steps"],

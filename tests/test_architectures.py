@@ -10,6 +10,7 @@ import pytest
 from mot_core.architectures import Architecture, architecture_of, known_architecture
 from mot_core.errors import ModelError
 from mot_core.sft.memory import Sizes
+from tests.pico_hub import write_pico_of
 
 # Billions of parameters as the models' cards give them, or as the hub counts their safetensors: (all, active).
 PUBLISHED = {
@@ -94,3 +95,11 @@ def test_where_a_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_config_that_is_no_decoder_is_refused() -> None:
     with pytest.raises(ModelError, match="has no 'num_hidden_layers'; expected a decoder"):
         Architecture.of_config({"model_type": "t5", "hidden_size": 8}, "here")
+
+
+def test_what_a_token_passes_through(tmp_path: Path) -> None:
+    from mot_core.models import active_parameters, load_model
+
+    for hub_id, unused in (("Qwen/Qwen3-235B-A22B-FP8", 2 * (4 - 2) * 3 * 32 * 16), ("Qwen/Qwen3-4B", 0)):
+        model = load_model(str(write_pico_of(tmp_path / hub_id, hub_id)), None, "cpu")
+        assert active_parameters(model) == sum(parameter.numel() for parameter in model.parameters()) - unused

@@ -19,7 +19,7 @@ import torch
 from mot_core.corpus.tables import read_corpus
 from mot_core.files import write_jsonl
 from mot_core.identity import derive_seed
-from mot_core.models import load_tokenizer, padding_id
+from mot_core.models import active_parameters, load_tokenizer, padding_id
 from mot_core.runner import StepContext
 from mot_core.sft.checkpoints import Checkpoints
 from mot_core.sft.launch import launch
@@ -150,6 +150,7 @@ def _counts(trainee: Trainee, corpus: Tokenized, num_held_out: int, log: list[St
         "num_cut_long": corpus.num_cut,
         "num_steps": len(log),
         "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "num_active_parameters": active_parameters(trainee.model),
         "num_trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "input_tokens": sum(int(entry["input_tokens"]) for entry in log),
         "completion_tokens": sum(int(entry["tokens"]) for entry in log),

@@ -20,7 +20,7 @@ import torch
 from mot_core.errors import TrainingError
 from mot_core.files import read_jsonl, write_jsonl
 from mot_core.identity import derive_seed
-from mot_core.models import load_model, load_tokenizer, padding_id
+from mot_core.models import active_parameters, load_model, load_tokenizer, padding_id
 from mot_core.prompts import render_prompt
 from mot_core.runner import StepContext
 from mot_core.sft.branch import TRAINING_LOG, BranchJob, Snapshots
@@ -246,24 +246,24 @@ def check_room(prompts: Sequence[Prompt], max_completion_tokens: int, config: An
 
 
 def _counts(trainee: OnPolicyTrainee, log: list[StepLog], num_problems: int) -> dict[str, Any]:
-    """FLOPs: 8 a parameter and token of the student's (2 to sample, 6 to train; Kaplan et al. 2020, arXiv 2001.08361)
+    """FLOPs: 8 an active parameter and token of the student's (2 to sample, 6 to train; Kaplan et al. 2020, arXiv 2001.08361)
     and 2 of each teacher's. Seconds are this attempt's."""
     parameters = list(trainee.model.parameters())
-    teachers = [sum(parameter.numel() for parameter in model.parameters()) for model in trainee.teachers.models]
-    num_parameters = sum(parameter.numel() for parameter in parameters)
+    teachers, active = [active_parameters(model) for model in trainee.teachers.models], active_parameters(trainee.model)
     input_tokens = sum(int(entry["input_tokens"]) for entry in log)
     sampled = sum(int(entry["tokens"]) for entry in log)
     return {
         "num_problems": num_problems,
         "num_steps": len(log),
-        "num_parameters": num_parameters,
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "num_active_parameters": active,
         "num_trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "num_teachers": len(teachers),
         "input_tokens": input_tokens,
         "completion_tokens": sampled,
         "sampled_tokens": sampled,
         "teacher_tokens": len(teachers) * input_tokens,
-        "flops": (8 * num_parameters + 2 * sum(teachers)) * input_tokens,
+        "flops": (8 * active + 2 * sum(teachers)) * input_tokens,
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
         **{f"{part}_seconds": seconds for part, seconds in trainee.seconds.items()},

@@ -19,11 +19,16 @@ from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import read_jsonl
 from mot_core.tables import load_results
-from tests.processes import ROOT
+from tests.processes import ROOT, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 AGAIN = "methods"
 OWN = "my_study:STUDY"  # the documents' example
+KILLED_AFTER = 10
+
+
+def count_published(store: Store) -> int:
+    return sum(1 for _ in store.root.glob("objects/*/manifest.json"))
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +38,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def said(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What the driver said, by study; `methods` runs a second time, last."""
+    """What the driver said, by study; `methods` runs a second time, last. The first study is killed once, in its middle."""
     example = re.search(r"```python\n(# my_study\.py\n.*?)```", (ROOT / "docs/studies.md").read_text(), re.DOTALL)
     assert example is not None
     own = tmp_path_factory.mktemp("own")
     (own / "my_study.py").write_text(example[1])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.drive_studies", str(store.root), *STUDIES, OWN, AGAIN],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{own}"}, timeout=1400,
-    )  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-m", "tests.drive_studies", str(store.root), *STUDIES, OWN, AGAIN]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{own}"}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment
+    ) as killed:
+        wait_until(lambda: count_published(store) >= KILLED_AFTER, 180.0, f"{KILLED_AFTER} published steps")
+        killed.kill()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr[-6000:]
     lines: dict[str, list[dict[str, Any]]] = {}
     for line in done.stdout.splitlines():
@@ -73,6 +82,16 @@ def test_a_study_ends_in_a_page(said: dict[str, list[dict[str, Any]]], name: str
     for cell in cells:
         assert len(load_results(run_dir / "cells" / cell).scores)
     assert json.loads((run_dir / "tracking.json").read_text())["state"] == "logged"
+
+
+def test_a_killed_study_goes_on(said: dict[str, list[dict[str, Any]]]) -> None:
+    first = next(iter(STUDIES))
+    counts = record_of(said, first)["step_counts"]
+    assert counts["reused"] >= KILLED_AFTER and counts["run"] > 0
+    (only,) = Path(said[first][0]["run_dir"]).parent.glob(
+        f"study-{first}-smoke-*/study.json"
+    )  # the killed run has no page
+    assert json.loads(only.read_text())["step_counts"] == counts
 
 
 def test_a_second_run_computes_nothing(said: dict[str, list[dict[str, Any]]]) -> None:
