@@ -19,6 +19,7 @@ from flows.run import Announce, RunOptions, check_devices, outline_of, registere
 from flows.studies.base import Cell, Findings, Planned, Probe, Setup, Study, study_identity
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.analysis.page import write_study
+from mot_core.analysis.wording import counted
 from mot_core.artifacts import Published, Store
 from mot_core.dag import Do
 from mot_core.errors import SpecError
@@ -81,7 +82,7 @@ class _Running:
         todo = missing + len({record.identity for record in drawn})
         which = f", phase {number} of {len(self.study.phases)}" if len(self.study.phases) > 1 else ""
         self.announce(
-            f"{self.run_dir.name}{which}: {len(of_cells)} cells, {len(fresh)} steps, {todo} to run, "
+            f"{self.run_dir.name}{which}: {counted(len(of_cells), 'cell')}, {len(fresh)} steps, {todo} to run, "
             f"{len(fresh) - todo} reused; store {self.store.root}", self.num_steps,
         )  # fmt: skip
         if missing:

@@ -120,7 +120,7 @@ def text(findings: Findings) -> str:
         + (
             "."
             if best == near
-            else f"; with {outcomes.coordinates[near]['rationales']} it reaches {estimated(values[near])}, {change(best, near)} below."
+            else f"; with {outcomes.coordinates[near]['rationales']} it reaches {estimated(values[near])}; the highest minus this: {change(best, near)}."
         )
     ]
     if largest != near:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mot_core.analysis.wording import counted
 from mot_core.files import write_atomically
 from mot_core.report.figures.drawing import RenderedFigure
 from mot_core.report.html import template
@@ -63,8 +64,8 @@ def _facts(document: dict[str, Any]) -> str:
     """Size, seeds and cost of the study, in a few words."""
     seeds, counts = document["options"]["training_seeds"], document["step_counts"]
     return (
-        f"size {document['size']}, base {document['base']['name']}, training seeds {', '.join(map(str, seeds))}, "
-        f"{len(document['cells'])} cells, {counts['run'] + counts['reused']} steps"
+        f"size {document['size']}, base {document['base']['name']}, training seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}, {counted(len(document['cells']), 'cell')}, {counts['run'] + counts['reused']} steps"
     )
 
 

@@ -32,6 +32,14 @@ _ABOUT = {
     "opd": "the student trained on its own samples, towards the teachers' distributions of each token",
     "mot_opd": "the last MoT student, trained further on its own samples towards the teachers' distributions",
 }
+_OF_A_TEACHER = {
+    "std": ("STD {}", "the student trained on the corpus of teacher {} alone"),
+    "splits": ("Splits of {}", "MoT with its branches on random parts of teacher {}'s corpus"),
+    "shrunk": (
+        "Shrunk {}",
+        "the update of one student trained on teacher {}'s corpus, divided by the number of teachers",
+    ),
+}
 BUDGET_NAMES = {"matched_path": "matched path", "matched_compute": "matched compute"}
 
 
@@ -81,13 +89,15 @@ class Palette:
 
 def method_name(method: str) -> str:
     """A method's name in text: 'std/x' is 'STD x', a user's own method is as the user wrote it."""
-    return f"STD {method.removeprefix('std/')}" if method.startswith("std/") else _NAMES.get(method, method)
+    name, of, teacher = method.partition("/")
+    return _OF_A_TEACHER[name][0].format(teacher) if of and name in _OF_A_TEACHER else _NAMES.get(method, method)
 
 
 def method_about(method: str) -> str:
     """One line on what a method is."""
-    if method.startswith("std/"):
-        return f"the student trained on the corpus of teacher {method.removeprefix('std/')} alone"
+    name, of, teacher = method.partition("/")
+    if of and name in _OF_A_TEACHER:
+        return _OF_A_TEACHER[name][1].format(teacher)
     return _ABOUT.get(method, "a method of this experiment's own")
 
 

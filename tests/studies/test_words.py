@@ -113,6 +113,9 @@ def test_what_more_rationales_bring_is_told() -> None:
     }
     said = samples.text(findings_of(samples.STUDY, cells, coordinates))
     assert "MoT is highest with 8 rationales a teacher, picked afterwards" in said
+    few = {"steps-4": HIGH, "steps-8": MID, "epochs-4": LOW}
+    cells = {name: std(MID, LOW, mtd=LOW, mot=shares) for name, shares in few.items()}
+    assert "the highest minus this: +37.5 points" in samples.text(findings_of(samples.STUDY, cells, coordinates))
     assert "With 4 rationales, seeing them as often as the reference does (fewer steps) gives 12.5 %" in said
 
 
