@@ -176,21 +176,26 @@ class Fitting:
 
     def on_policy(self, spec: Experiment) -> Need | None:
         """A student and its teachers at the longest pass of an on-policy step, or at its sampling (docs/on-policy.md)."""
-        asked = on_policy_teachers(spec)
-        if not asked:
+        sets = [
+            [self.models.of(one, f"teachers.{one.name}") for one in asked]
+            for asked in on_policy_teachers(spec).values()
+        ]
+        if not sets:
             return None
         training, settings, student = spec.training, spec.on_policy, self.models.of(spec.student, "student")
         limit = settings.max_completion_tokens or spec.generation.sampling.max_completion_tokens
         length = self.assume.longest_prompt_tokens + limit
         padded = training.model_copy(update={"layout": "padded", "loss": "full", "devices": 1})
         largest = Pass.expected(padded, length, limit)
-        teachers = [self.models.of(one, f"teachers.{one.name}") for one in asked]
-        held = on_policy_memory(
-            student.config, padded, largest, num_targets=len(teachers) if settings.target == "each" else 1,
-            teacher_bytes=sum(one.weight_bytes(float(teacher_value_bytes(training))) for one in teachers),
-            cache_bytes=4.0 * training.batch_size * length * student.cache_values,
-        )  # fmt: skip
-        parts: dict[str, float] = dict(held)
+        needs = [
+            on_policy_memory(
+                student.config, padded, largest, num_targets=len(teachers) if settings.target == "each" else 1,
+                teacher_bytes=sum(one.weight_bytes(float(teacher_value_bytes(training))) for one in teachers),
+                cache_bytes=4.0 * training.batch_size * length * student.cache_values,
+            )
+            for teachers in sets
+        ]  # fmt: skip
+        parts: dict[str, float] = dict(max(needs, key=lambda need: sum(need.values())))
         parts["slack"] = self.assume.training_slack_gib * GIB
         fields = f"one device, passes of up to {largest.rows * largest.length:,} tokens (training.*, on_policy.*)"
         return Need(f"on-policy {spec.student.name}", "training", fields, 1, parts, self._usable)

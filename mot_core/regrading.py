@@ -24,6 +24,7 @@ from mot_core.grading.pool import GradingPool
 from mot_core.grading.stage import graded_rows
 from mot_core.grading.verdicts import GRADERS, Verdict
 from mot_core.provenance import package_versions
+from mot_core.report.text import spreadsheet
 from mot_core.runs import read_index
 from mot_core.world import check_named
 
@@ -250,7 +251,7 @@ def _write(run_dir: Path, found: Regraded) -> None:
     ):
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found.changed)
+        writer.writerows({name: spreadsheet(value) for name, value in row.items()} for row in found.changed)
     write_atomically(document, json.dumps(found.document(), indent=1, sort_keys=True) + "\n")
 
 

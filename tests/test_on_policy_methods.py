@@ -147,6 +147,11 @@ def test_the_plan_for_a_node_counts_it_too() -> None:
     # No decoding loop is faster than the assumed seconds a token.
     assert one.seconds is not None and one.seconds > 40 * 96 * plan.assume.step_seconds
     assert plan.needs["on-policy"].parts["teachers"] == pytest.approx(3 * 4 * STUDENT)
+    alone = spec_with(
+        *(f"{{name: opd-{name}, variant_of: opd, teachers: [{name}]}}" for name in ("running-total", "tens-and-ones"))
+    )
+    needs = Fitting(alone, Node.parse("1xL4"), Assumptions(), Models(ask_hub=False)).needs
+    assert needs["on-policy"].parts["teachers"] == pytest.approx(4 * STUDENT)  # one teacher is there at a time
     without = spec_with("{name: std}")
     assert "on-policy" not in Fitting(without, Node.parse("1xL4"), Assumptions(), Models(ask_hub=False)).needs
 

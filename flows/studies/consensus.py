@@ -242,10 +242,10 @@ def figure(findings: Findings) -> Figure:
     axes[2].set_title("Loss from MoT (0) to students (1)")
     lines_panel(axes[3], [row for row in lines if row["kind"] == "random"], ["mot"])
     axes[3].set_title("Loss from MoT in random directions")
-    sharp = sharpness(findings)
+    sharp = [{**row, "student": method_name(row["student"])} for row in sharpness(findings)]
     sharpness_panel(axes[4], sharp, list(dict.fromkeys(row["student"] for row in sharp)))
     if planes:
-        plane_panel(axes[5], planes, "mot", False)
+        plane_panel(axes[5], planes, method_name("mot"), False)
         axes[5].set_title("Loss on a plane of two STD students")
     for panel in axes[1:5]:
         panel.legend(fontsize=6.5)

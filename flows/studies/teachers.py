@@ -67,6 +67,8 @@ def _label(setup: Setup, name: str) -> str:
         return "all home and all added"
     if name.startswith("mot-plus-"):
         return f"home + {name.removeprefix('mot-plus-')}"
+    if name == _whole(setup):
+        return "all home teachers"
     return " + ".join(variants[name])
 
 
@@ -142,7 +144,8 @@ def text(findings: Findings) -> str:
             up += values[large].mean > values[small].mean
     sentences = [
         f"Among the {len(inside)} subsets of the home teachers the highest mean, picked afterwards, is that of {_label(setup, best)}, "
-        f"{estimated(values[best])}; all home teachers reach {estimated(values[whole])}.",
+        f"{estimated(values[best])}"
+        + ("." if best == whole else f"; all home teachers reach {estimated(values[whole])}."),
         f"Adding one home teacher raises the mean in {up} of {steps} cases.",
     ]
     added = [name for name in variants if "plus" in name]

@@ -5,6 +5,7 @@ Invariant: a series has one colour, marker and dash in a figure; an interval tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,13 @@ def look(index: int) -> Look:
 
 
 def looks_of(names: Sequence[str], teachers: Sequence[str] = ()) -> dict[str, Look]:
-    """Looks by name: a method's own where it has one everywhere, else by order."""
+    """Looks by name: a method's own where it has one everywhere, else by order, in colours that those leave."""
     palette = Palette(names, teachers)
     fixed = {name: palette.method(name) for name in names if palette.has_own(name)}
-    return {name: fixed.get(name) or look(index) for index, name in enumerate(names)}
+    taken = {one.colour for one in fixed.values()}
+    free = [index for index in range(len(_COLOURS)) if look(index).colour not in taken] or [0]
+    others = (free[place % len(free)] + len(_COLOURS) * (place // len(free)) for place in itertools.count())
+    return {name: fixed.get(name) or look(next(others)) for name in names}
 
 
 def panels(count: int, height: float = 3.3, max_columns: int = 3) -> tuple[Figure, list[Axes]]:

@@ -109,26 +109,31 @@ def plane_panel(axes: Axes, rows: Rows, student: str, says_whose: bool) -> None:
     figure = axes.figure
     shown = FuncFormatter(lambda value, place: f"{value:.3g}")
     figure.colorbar(filled, ax=axes, label="loss (nats a token)", format=shown, ticks=levels[::3] if levels else None)
-    _marked(axes, 0.0, 0.0, label(student, 20), "*")
+    shown_marks = [(0.0, 0.0, label(student, 20), "*")]
     for row in marks:
         if xs[0] <= row["x"] <= xs[-1] and ys[0] <= row["y"] <= ys[-1]:
             inside = row["off_plane"] < 0.01
             off = "" if inside else f", {100 * row['off_plane']:.0f} % off"
-            _marked(axes, row["x"], row["y"], f"{label(row['direction'], 20)}{off}", "o" if inside else "s")
+            shown_marks.append((row["x"], row["y"], f"{label(row['direction'], 24)}{off}", "o" if inside else "s"))
+    _marked(axes, shown_marks)
     axes.set_xlabel(f"towards {label(points[0]['x_direction'])}")
     axes.set_ylabel(f"towards {label(points[0]['y_direction'])}")
     axes.set_title(f"Plane around {label(student, 20)}" if says_whose else "Plane")
     axes.grid(visible=False)
 
 
-def _marked(axes: Axes, x: float, y: float, name: str, marker: str) -> None:
-    """A student on a plane, its name above in a box that reads on any colour. Squares lie off the plane, by the share of
-    their distance that is named."""
-    axes.plot(
-        x, y, marker=marker, color="white", markeredgecolor=INK, markeredgewidth=1.0, linestyle="", clip_on=False,
-        markersize=11 if marker == "*" else 7, zorder=5,
-    )  # fmt: skip
-    axes.annotate(
-        name, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8,
-        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}, zorder=6,
-    )  # fmt: skip
+def _marked(axes: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
+    """Students on a plane, `(x, y, name, marker)`, numbered, with their names below. Squares lie off the plane, by the share
+    of their distance that is named."""
+    for number, (x, y, name, marker) in enumerate(marks, start=1):
+        axes.plot(
+            x, y, marker=marker, color="white", markeredgecolor=INK, markeredgewidth=1.0, linestyle="", clip_on=False,
+            markersize=17 if marker == "*" else 11, zorder=5,
+        )  # fmt: skip
+        axes.plot(
+            x, y, marker=f"${number}$", color=INK, linestyle="", clip_on=False, markersize=5, markeredgewidth=0.3, zorder=6,
+            label=name,
+        )  # fmt: skip
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=6.5, handlelength=1.0, columnspacing=1.0
+    )

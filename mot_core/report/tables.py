@@ -9,7 +9,7 @@ import pandas as pd
 
 from mot_core.report.measures import Measures
 from mot_core.report.palette import budget_name, method_name
-from mot_core.report.text import latex
+from mot_core.report.text import latex, spreadsheet
 from mot_core.report.wording import percent, points, stars
 
 DELTA_COLUMNS = ("against", "delta", "delta_low", "delta_high", "p_value", "p_value_holm")
@@ -82,8 +82,14 @@ def write_tables(measures: Measures, headline: pd.DataFrame, directory: Path) ->
     directory.mkdir(parents=True, exist_ok=True)
     for name, frame in {**measures.results.tables(), "headline": headline}.items():
         # A completion may hold lone surrogates, which UTF-8 refuses: they are written as their escapes.
-        frame.to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", errors="backslashreplace")
+        frame.assign(**{column: frame[column].map(spreadsheet) for column in _text_columns(frame)}).to_csv(
+            directory / f"{name}.csv", index=False, lineterminator="\n", errors="backslashreplace"
+        )
     (directory / "headline.tex").write_text(headline_latex(measures, headline), encoding="utf-8", newline="\n")
+
+
+def _text_columns(frame: pd.DataFrame) -> list[str]:
+    return [str(column) for column in frame.select_dtypes(exclude=["number", "bool"]).columns]
 
 
 def _against_best(measures: Measures) -> dict[tuple[str, str, str], tuple[Any, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 # Controls, bidirectional and zero-width formats, lone surrogates, private use, unassigned, line separators.
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -39,6 +40,18 @@ def drawable(value: object, characters: Container[int], max_chars: int = 28) -> 
     """Text for a figure: one short line, in which a character that the font lacks is written as its code."""
     shown = "".join(c if ord(c) in characters else f"\\u{ord(c):04x}" for c in visible(value))
     return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
+
+
+def spreadsheet(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that begins like one, and is no number, gets an apostrophe in
+    front (OWASP, CSV injection). Anything but text stays as it is."""
+    if not isinstance(value, str) or not value.startswith(_FORMULA_STARTS):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def latex(value: object) -> str:

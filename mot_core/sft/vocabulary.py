@@ -29,7 +29,8 @@ def check_on_policy(spec: Experiment) -> None:
     methods = [method for method in spec.methods if method.builtin in ON_POLICY_METHODS]
     if not methods:
         return
-    teachers = on_policy_teachers(spec)
+    asked = {teacher.name for teachers in on_policy_teachers(spec).values() for teacher in teachers}
+    teachers = [teacher for teacher in spec.teachers if teacher.name in asked]
     for teacher in teachers:
         _check_teacher(teacher)
     for method in methods:
@@ -53,11 +54,12 @@ def check_on_policy(spec: Experiment) -> None:
             check_same(own, theirs, f"teachers.{teacher.name}")
 
 
-def on_policy_teachers(spec: Experiment) -> list[Teacher]:
-    """The teachers that the spec's on-policy methods learn from; none without such a method."""
-    methods = [method for method in spec.methods if method.builtin in ON_POLICY_METHODS]
-    wanted = {name for method in methods for name in method.teachers or [teacher.name for teacher in spec.teachers]}
-    return [teacher for teacher in spec.teachers if teacher.name in wanted]
+def on_policy_teachers(spec: Experiment) -> dict[str, list[Teacher]]:
+    """On-policy method of the spec → the teachers that it learns from."""
+    return {
+        method.name: [one for one in spec.teachers if method.teachers is None or one.name in method.teachers]
+        for method in spec.methods if method.builtin in ON_POLICY_METHODS
+    }  # fmt: skip
 
 
 def _check_teacher(teacher: Teacher) -> None:

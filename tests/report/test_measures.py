@@ -17,7 +17,7 @@ from mot_core.report.figures.rank import mean_ranks
 from mot_core.report.figures.training import _drawn_points, losses_along_path
 from mot_core.report.measures import Measures
 from mot_core.report.palette import Palette
-from mot_core.report.text import clipped, drawable, latex, visible
+from mot_core.report.text import clipped, drawable, latex, spreadsheet, visible
 from mot_core.report.wording import p_text, percent, points, stars
 from mot_core.results import TABLE_COLUMNS, Results
 
@@ -167,3 +167,13 @@ def test_numbers_are_worded() -> None:
     assert (points(0.0251), points(-0.031), points(-0.0001)) == ("+2.5", "−3.1", "0.0")
     assert (p_text(0.00009), p_text(0.0714), p_text(0.5)) == ("0.0001", "0.071", "0.50")
     assert (stars(0.2), stars(0.04), stars(0.004), stars(0.0004), stars(None)) == ("", "*", "**", "***", "")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2+3", "@sum", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(text: str) -> None:
+    assert spreadsheet(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["-5", "+1e3", "12 = 5 + 7", "", 3, None, -0.5])
+def test_other_cells_stay(value: object) -> None:
+    assert spreadsheet(value) == value
