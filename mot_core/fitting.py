@@ -195,7 +195,8 @@ class Fitting:
             )
             for teachers in sets
         ]  # fmt: skip
-        parts: dict[str, float] = dict(max(needs, key=lambda need: sum(need.values())))
+        most = max(needs, key=lambda need: sum(need.values()))
+        parts: dict[str, float] = dict(most)
         parts["slack"] = self.assume.training_slack_gib * GIB
         fields = f"one device, passes of up to {largest.rows * largest.length:,} tokens (training.*, on_policy.*)"
         return Need(f"on-policy {spec.student.name}", "training", fields, 1, parts, self._usable)

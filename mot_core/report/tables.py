@@ -82,14 +82,18 @@ def write_tables(measures: Measures, headline: pd.DataFrame, directory: Path) ->
     directory.mkdir(parents=True, exist_ok=True)
     for name, frame in {**measures.results.tables(), "headline": headline}.items():
         # A completion may hold lone surrogates, which UTF-8 refuses: they are written as their escapes.
-        frame.assign(**{column: frame[column].map(spreadsheet) for column in _text_columns(frame)}).to_csv(
-            directory / f"{name}.csv", index=False, lineterminator="\n", errors="backslashreplace"
-        )
+        _quoted(frame).to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", errors="backslashreplace")
     (directory / "headline.tex").write_text(headline_latex(measures, headline), encoding="utf-8", newline="\n")
 
 
-def _text_columns(frame: pd.DataFrame) -> list[str]:
-    return [str(column) for column in frame.select_dtypes(exclude=["number", "bool"]).columns]
+def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with every text such that a spreadsheet shows it."""
+    texts = frame.select_dtypes(exclude=["number", "bool"])
+    # pandas' own strings refuse a lone surrogate; a column of objects does not.
+    cells = {
+        name: pd.Series(list(map(spreadsheet, column)), frame.index, dtype=object) for name, column in texts.items()
+    }
+    return frame.assign(**cells)
 
 
 def _against_best(measures: Measures) -> dict[tuple[str, str, str], tuple[Any, ...]]:
