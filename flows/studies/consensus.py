@@ -229,7 +229,7 @@ def figure(findings: Findings) -> Figure:
     against = against_controls(findings)
     around = [row for _, rows in _rows(findings, "landscape") for row in rows]
     planes = [row for row in around if row["measure"] in ("plane", "mark")]
-    drawn, axes = panels(5 + bool(planes), height=3.5)
+    drawn, axes = panels(5 + bool(planes), height=3.6, max_columns=2)
     differences(axes[0], list(against.values()), [method_name(name) for name in against])
     axes[0].set_title("MoT minus controls (home, test)")
     read = [
@@ -248,7 +248,7 @@ def figure(findings: Findings) -> Figure:
         plane_panel(axes[5], planes, method_name("mot"), False)
         axes[5].set_title("Loss on a plane of two STD students")
     for panel in axes[1:5]:
-        panel.legend(fontsize=6.5)
+        panel.legend(fontsize=7)
     return drawn
 
 

@@ -128,12 +128,10 @@ def _marked(axes: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
     for number, (x, y, name, marker) in enumerate(marks, start=1):
         axes.plot(
             x, y, marker=marker, color="white", markeredgecolor=INK, markeredgewidth=1.0, linestyle="", clip_on=False,
-            markersize=17 if marker == "*" else 11, zorder=5,
+            markersize=17 if marker == "*" else 11, zorder=5, label=f"{number} {name}",
         )  # fmt: skip
-        axes.plot(
-            x, y, marker=f"${number}$", color=INK, linestyle="", clip_on=False, markersize=5, markeredgewidth=0.3, zorder=6,
-            label=name,
-        )  # fmt: skip
+        axes.annotate(str(number), (x, y), ha="center", va="center", fontsize=6.5, zorder=6, annotation_clip=False)
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=6.5, handlelength=1.0, columnspacing=1.0
-    )
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7, handlelength=1.0, columnspacing=1.0,
+        markerscale=0.5,
+    )  # fmt: skip

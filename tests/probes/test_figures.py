@@ -81,7 +81,7 @@ def test_a_landscape_has_a_panel_for_each_thing_measured() -> None:
         between, random, sharpness, flat, bar = figure.axes
         assert points_of(between) == {"ann": [1.0, 3.0, 2.0]} and points_of(random) == {"noise": [1.0, 4.0, 9.0]}
         assert sharpness.get_xscale() == sharpness.get_yscale() == "log"
-        assert [text.get_text() for text in flat.get_legend().get_texts()] == ["MoT", "ann", "cat, 30 % off"], (
+        assert [text.get_text() for text in flat.get_legend().get_texts()] == ["1 MoT", "2 ann", "3 cat, 30 % off"], (
             "a student outside is not marked"
         )
         assert bar.get_ylabel() == "loss (nats a token)"
