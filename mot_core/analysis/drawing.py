@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mot_core.analysis.outcomes import Difference, Estimate
@@ -36,8 +37,13 @@ def looks_of(names: Sequence[str], teachers: Sequence[str] = ()) -> dict[str, Lo
     fixed = {name: palette.method(name) for name in names if palette.has_own(name)}
     taken = {one.colour for one in fixed.values()}
     free = [index for index in range(len(_COLOURS)) if look(index).colour not in taken] or [0]
-    others = (free[place % len(free)] + len(_COLOURS) * (place // len(free)) for place in itertools.count())
-    return {name: fixed.get(name) or look(next(others)) for name in names}
+    others = (_again(free[place % len(free)], place // len(free)) for place in itertools.count())
+    return {name: fixed.get(name) or next(others) for name in names}
+
+
+def _again(index: int, turn: int) -> Look:
+    """The look of a series, with a later marker where its colour is used again."""
+    return replace(look(index), marker=_MARKERS[(index + turn) % len(_MARKERS)])
 
 
 def panels(count: int, height: float = 3.3, max_columns: int = 3) -> tuple[Figure, list[Axes]]:

@@ -20,9 +20,21 @@ def test_series_differ_in_colour(names: list[str]) -> None:
     assert list(looks) == names and len({look.colour for look in looks.values()}) == len(names)
 
 
-def test_there_are_looks_for_any_number_of_series() -> None:
-    names = ["mot", *(f"m{number}" for number in range(30))]
-    assert len(looks_of(names)) == 31
+def test_series_beyond_the_colours_differ_in_their_markers() -> None:
+    teachers = [f"std/t{number}" for number in range(3)]
+    names = [
+        "base",
+        *teachers,
+        "mtd",
+        "merge_once",
+        "mot",
+        "shuffled",
+        "ensemble",
+        *(f"m{number}" for number in range(8)),
+    ]
+    for wanted in (names, ["mot", *(f"m{number}" for number in range(60))]):
+        looks = looks_of(wanted)
+        assert len({(look.colour, look.marker) for look in looks.values()}) == len(wanted)
 
 
 @pytest.mark.parametrize("most_bytes", [150_000, 1])
