@@ -253,6 +253,39 @@ def report(run: RunArgument, store: StoreOption = Path("store")) -> None:
     print(write_report(load_results(run_dir), run_dir))
 
 
+@app.command(epilog="Example: mot compare lab-1a2b3c4d-001 lab-5e6f7a8b-001 --out comparison.png")
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN…", help="ids that mot run printed, MLflow's ids, or experiments' names"),
+    ],
+    store: StoreOption = Path("store"),
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="where the picture goes")] = Path("comparison.png"),
+) -> None:
+    """Compare runs from MLflow alone: settings that differ, scores, and differences from the first run, problem by
+    problem. The tracker is MLFLOW_TRACKING_URI, or the store's own."""
+    import tempfile
+
+    from flows.show import comparison_tables
+    from mot_core.analysis.compared import compare_runs, differing_settings, figure
+    from mot_core.artifacts import Store
+    from mot_core.files import whole_file
+    from mot_core.report.figures.drawing import rendered, style
+    from tasks.tracked import tracked_runs
+    from tasks.tracking import tracking_uri
+
+    console = _console()
+    with tempfile.TemporaryDirectory() as scratch:
+        held = tracked_runs(tracking_uri(Store(store)), runs, Path(scratch))
+        rows = compare_runs(held)
+    names = [one.name for one in held]
+    for table in comparison_tables(rows, names, differing_settings(held)):
+        console.print(table)
+    with style(), whole_file(out) as unfinished:
+        unfinished.write_bytes(rendered("comparison", figure(rows, names)).png)
+    print(out)
+
+
 @app.command(epilog="Example: mot regrade lab --grader math --grader my_graders:strict")
 def regrade(
     run: RunArgument,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flows.doctor import Check
     from flows.studies.base import Cell, Setup, Study
     from flows.tune import Sweep
+    from mot_core.analysis.compared import Row
 
 
 def plan_tables(plan: Plan, list_steps: bool) -> Iterator[Table]:
@@ -267,6 +268,32 @@ def step_logs(store: Store, run_dir: Path, wanted: str) -> Iterator[str]:
             yield from path.read_text(errors="replace").splitlines()
         else:
             yield "(its worker printed nothing, or it ran in one worker with the step listed before it)"
+
+
+def comparison_tables(
+    rows: Sequence[Row], names: Sequence[str], settings: Sequence[tuple[str, tuple[str, ...]]]
+) -> Iterator[Table]:
+    """Runs side by side: the settings that differ, then each method's scores and differences from the first run."""
+    # Here, since they bring pandas, which no other table needs.
+    from mot_core.analysis.wording import described, estimated
+    from mot_core.report.palette import budget_name, method_name
+
+    if settings:
+        table = _table("settings that differ", "setting", *names)
+        for name, values in settings:
+            table.add_row(Text(name), *(Text(value if len(value) <= 60 else f"{value[:59]}…") for value in values))
+        yield table
+    table = _table(
+        "test, mean over seeds, 95 % over problems; adjusted p by Holm over this table",
+        "budget", "benchmarks", "method", *names, *(f"{name} minus {names[0]}" for name in names[1:]),
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            budget_name(row.budget), row.role, Text(method_name(row.method)),
+            *("–" if value is None else estimated(value) for value in row.values),
+            *("–" if one is None else described(one) for one in row.differences),
+        )  # fmt: skip
+    yield table
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -21,6 +21,7 @@ from typing import Any
 
 from mot_core.analysis.page import STUDY
 from mot_core.artifacts import Store
+from mot_core.errors import MotError, StoreError
 from mot_core.files import write_atomically
 from mot_core.locks import FileLock
 from mot_core.provenance import without_credentials
@@ -61,6 +62,25 @@ def track_pending(store: Store) -> list[TrackingOutcome]:
 def tracking_uri(store: Store) -> str:
     """The user's `MLFLOW_TRACKING_URI`, or a database inside the store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def tracker(uri: str) -> Iterator[Any]:
+    """A client of a tracker that answers, to read from.
+
+    Raises:
+        StoreError: it does not answer, or an answer of it is an error.
+    """
+    with _environment():
+        try:
+            yield _connect(uri)
+        except MotError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"the tracker {_masked(uri, uri)} cannot be read: {_problem(error, uri)}; set MLFLOW_TRACKING_URI to one "
+                "that answers"
+            ) from error
 
 
 def _pending(store: Store, but: Path | None = None) -> list[Path]:
@@ -136,6 +156,7 @@ def _environment() -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     ours = {name: value for name, value in defaults.items() if name not in os.environ}
     hidden = {name: os.environ.pop(name) for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID") if name in os.environ}
