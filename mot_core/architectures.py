@@ -87,16 +87,16 @@ class Architecture:
             ) from None
 
 
-def unused_parameters(config: Mapping[str, Any]) -> int:
-    """Of a mixture of experts, the parameters that a token does not pass through; 0 of a dense decoder, and of one whose
-    config is in no form known here."""
+def active_share(config: Mapping[str, Any]) -> float:
+    """Of a mixture of experts, the share of its parameters that a token passes through; 1 of a dense decoder, and of one
+    whose config is in no form known here."""
     if not any(config.get(name) for name in _EXPERTS):
-        return 0
+        return 1.0
     try:
         found = Architecture.of_config(config, "the model's config")
     except ModelError:
-        return 0
-    return found.parameters - found.active
+        return 1.0
+    return found.active / found.parameters
 
 
 def architecture_of(model: str, revision: str | None, where: str, *, ask_hub: bool) -> Architecture:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mot_core.architectures import unused_parameters
+from mot_core.architectures import active_share
 from mot_core.errors import ModelError
 from mot_core.prompts import require_chat_template
 
@@ -102,7 +102,8 @@ def _explained(locator: str) -> Any:
 
 def active_parameters(model: PreTrainedModel) -> int:
     """What a token passes through; of a dense model all parameters, adapters included."""
-    return sum(parameter.numel() for parameter in model.parameters()) - unused_parameters(model.config.to_dict())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return round(active_share(model.config.to_dict()) * total)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

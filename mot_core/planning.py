@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mot_core.architectures import architecture_of
+from mot_core.architectures import active_share, architecture_of
 from mot_core.artifacts import Manifest, Published, Store, find_all
 from mot_core.errors import ModelError
 from mot_core.sft.memory import Pass, memory_of, on_policy_memory, teacher_value_bytes
@@ -165,7 +165,7 @@ class Costs:
             if (parameters := self._asked_parameters(m))
         )
         self.training_rate = _median(
-            6.0 * m.counts["num_parameters"] * m.counts["tokens_per_second"]
+            6.0 * m.counts.get("num_active_parameters", m.counts["num_parameters"]) * m.counts["tokens_per_second"]
             for m in manifests
             if m.kind == "branch" and "num_parameters" in m.counts
         )
@@ -173,9 +173,9 @@ class Costs:
     def _asked_parameters(self, manifest: Manifest) -> int:
         """Of the model that a step asked; 0 where this store does not say."""
         if manifest.kind == "completions":
-            return self.teachers.get(manifest.spec["teacher"]["model"], UNKNOWN_SIZE).parameters
+            return self.teachers.get(manifest.spec["teacher"]["model"], UNKNOWN_SIZE).active
         if manifest.spec.get("student") == self.student_identity:
-            return self.student.parameters
+            return self.student.active
         return next((self._trained_parameters(parent[1]) for parent in manifest.parents if parent[0] == "student"), 0)
 
     def _trained_parameters(self, identity: str) -> int:
@@ -184,7 +184,7 @@ class Costs:
         if made is None:
             return 0
         if made.kind in ("branch", "on-policy"):
-            return int(made.counts.get("num_parameters", 0))
+            return int(made.counts.get("num_active_parameters", made.counts.get("num_parameters", 0)))
         return next(
             (self._trained_parameters(parent[1]) for parent in made.parents if parent[0].startswith("branch/")), 0
         )
@@ -213,7 +213,7 @@ class Costs:
         limit = step.spec["sampling"]["max_completion_tokens"]
         per_request = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
         tokens = int(requests * per_request)
-        flops = 2.0 * size.parameters * (tokens + requests * PROMPT_TOKENS)
+        flops = 2.0 * size.active * (tokens + requests * PROMPT_TOKENS)
         batch = min(requests, step.spec["batch_size"])
         memory = 4 * size.parameters + batch * (limit + PROMPT_TOKENS) * size.cache_bytes_per_token
         seconds = flops / (self.inference_rate or DEFAULT_INFERENCE_FLOPS)
@@ -232,7 +232,7 @@ class Costs:
         limit = self.spec.generation.sampling.max_completion_tokens
         per_example = PROMPT_TOKENS + (self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
         tokens = int(step.spec["num_steps"] * training.batch_size * per_example)
-        flops = 6.0 * size.parameters * tokens
+        flops = 6.0 * size.active * tokens
         largest = Pass.expected(training, per_example, per_example - PROMPT_TOKENS)
         memory = training.devices * sum(memory_of(size.config, training, largest).values()) if size.config else 0
         kept = 1 + len(step.spec["snapshot_steps"])
@@ -246,8 +246,8 @@ class Costs:
         limit = step.spec["on_policy"]["max_completion_tokens"]
         completion = min(limit, self.completion_tokens or EXPECTED_SHARE_OF_LIMIT * limit)
         tokens = int(step.spec["num_steps"] * training.batch_size * (PROMPT_TOKENS + completion))
-        reading = 2.0 * sum(teacher.parameters for teacher in teachers) * tokens
-        sampling, gradients = 2.0 * size.parameters * tokens, 6.0 * size.parameters * tokens
+        reading = 2.0 * sum(teacher.active for teacher in teachers) * tokens
+        sampling, gradients = 2.0 * size.active * tokens, 6.0 * size.active * tokens
         largest = Pass.expected(training, PROMPT_TOKENS + completion, completion)
         memory = teacher_value_bytes(training) * sum(teacher.parameters for teacher in teachers)
         if size.config:
@@ -271,6 +271,11 @@ class ModelSize:
     largest_tensor: int
     cache_bytes_per_token: int
     config: Mapping[str, Any]
+
+    @property
+    def active(self) -> int:
+        """The parameters that a token passes through."""
+        return round(active_share(self.config) * self.parameters)
 
     @classmethod
     def of(cls, locator: str) -> ModelSize:

@@ -161,6 +161,10 @@ class Inbox:
         return [json.loads(line) for line in lines]
 
 
+class Gone(Exception):
+    """Nobody reads the events any more."""
+
+
 class Outbox:
     """Events, a JSON object a line."""
 
@@ -169,8 +173,11 @@ class Outbox:
 
     def tell(self, event: dict[str, Any]) -> None:
         rest = memoryview(json.dumps(event).encode() + b"\n")
-        while rest:
-            rest = rest[os.write(self.descriptor, rest) :]
+        try:
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        except BrokenPipeError as error:
+            raise Gone from error
 
 
 def run_engine(inbox: Inbox, outbox: Outbox) -> None:
@@ -187,7 +194,7 @@ def run_engine(inbox: Inbox, outbox: Outbox) -> None:
             stage = "start"
             loaded = vllm.LLM(**commands[0]["engine"])
             engine = loaded.llm_engine
-            with contextlib.suppress(BrokenPipeError):  # the other side is gone, as at the end of `serve`
+            with contextlib.suppress(Gone):  # as at the end of `serve`
                 outbox.tell({"ready": facts_of(vllm, loaded)})
                 stage = "run"
                 serve(vllm, loaded, inbox, outbox, commands[1:])
@@ -198,7 +205,8 @@ def run_engine(inbox: Inbox, outbox: Outbox) -> None:
         code = 0
     except BaseException as error:
         traceback.print_exc()
-        outbox.tell({"error": f"{type(error).__name__}: {error}", "at": stage})
+        with contextlib.suppress(Gone):
+            outbox.tell({"error": f"{type(error).__name__}: {error}", "at": stage})
     try:
         # Executors in processes of their own share memory that outlives them; this process's own goes with it, and
         # vLLM's way to give it back first takes a second.

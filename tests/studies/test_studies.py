@@ -45,10 +45,15 @@ def said(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
     (own / "my_study.py").write_text(example[1])
     command = [sys.executable, "-W", "ignore", "-m", "tests.drive_studies", str(store.root), *STUDIES, OWN, AGAIN]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{own}"}
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment
-    ) as killed:
-        wait_until(lambda: count_published(store) >= KILLED_AFTER, 180.0, f"{KILLED_AFTER} published steps")
+    log = own / "killed.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment) as killed,
+    ):
+        wait_until(
+            lambda: count_published(store) >= KILLED_AFTER or killed.poll() is not None, 180.0, "published steps"
+        )
+        assert killed.poll() is None, log.read_text()[-4000:]
         killed.kill()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr[-6000:]

@@ -230,7 +230,10 @@ def test_confidence_and_flatness_are_told(monkeypatch: pytest.MonkeyPatch, of_mo
             found.probes.append((Probe(None, {"probe": kind, "method": method, "seed": 1}), method))  # type: ignore[arg-type]
     said = consensus.text(found)
     assert "shuffled +37.5 points" in said.lower() and "shrunk" in said.lower()
-    assert f"MTD {told}" in said and "not decided" not in said.partition("Read on")[2].partition(";")[0]
+    assert (
+        f"MTD {told}" in said
+        and "not decided" not in said.partition("what only one teacher writes):")[2].partition(". At a relative")[0]
+    )
     assert "MoT 0.2500 ± 0.0100; MTD 0.5000 ± 0.0100" in said
 
 
