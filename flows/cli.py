@@ -473,6 +473,26 @@ def export(
     print(export_student(opened, find_run_dir(opened, run), method, out, seed=seed, budget=budget))
 
 
+@app.command(epilog="Example: mot promote lab mot --name sums-student --alias champion")
+def promote(
+    run: RunArgument,
+    method: Annotated[str, typer.Argument(help="mot, mtd, std/TEACHER, …")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="of the registered model")],
+    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="moved to this version")] = None,
+    seed: Annotated[int | None, typer.Option(help="training seed; absent: the run's first")] = None,
+    budget: Annotated[str | None, typer.Option(help="matched_path or matched_compute; absent: the run's first")] = None,
+    store: StoreOption = Path("store"),
+) -> None:  # fmt: skip
+    """Register a final student in MLflow's model registry, with its card, the hash of its weights and what they were made of."""
+    from mot_core.artifacts import Store
+    from mot_core.runs import find_run_dir
+    from tasks.registry import promote_student
+
+    opened = Store(store)
+    version = promote_student(opened, find_run_dir(opened, run), method, name, alias=alias, seed=seed, budget=budget)
+    print(f"{name} version {version}" + (f", alias {alias}" if alias else ""))
+
+
 stored = typer.Typer(no_args_is_help=True, help="The store of results.")
 app.add_typer(stored, name="store")
 

@@ -37,14 +37,8 @@ def export_student(
     """
     out_dir = out_dir.expanduser().resolve()
     index = read_index(run_dir)
-    student = _find(index, method, seed, budget)
-    place = student["student"]
-    if place["locator"] is not None:
-        raise StoreError(
-            f"{method} is the untrained student, {index['spec']['student']['model']}: load it by that name"
-        )
-    _verify(store, place["identity"])
-    source = store.object_dir(place["identity"]) / (place["subdirectory"] or "")
+    student = final_student(store, index, method, seed, budget)
+    source = directory_of(store, student)
     if out_dir.exists() and any(out_dir.iterdir()):
         raise StoreError(f"{out_dir} is not empty; give a new directory")
     with whole_directory(out_dir, sync=False) as unfinished:
@@ -76,6 +70,30 @@ def card_of(store: Store, index: dict[str, Any], student: dict[str, Any]) -> str
         rule=spec["merge"]["rule"], weights=weights, origins=origins,
         datasets=list(dict.fromkeys(one for one in hub if one)),
     )  # fmt: skip
+
+
+def directory_of(store: Store, student: dict[str, Any]) -> Path:
+    """Where the weights of one of an index's students lie."""
+    place = student["student"]
+    return store.object_dir(place["identity"]) / (place["subdirectory"] or "")
+
+
+def final_student(
+    store: Store, index: dict[str, Any], method: str, seed: int | None, budget: str | None
+) -> dict[str, Any]:
+    """A method's final student in an index, published and whole; `seed` and `budget`, where absent, are the run's first.
+
+    Raises:
+        StoreError: no such student; the untrained one; one that is not published or is damaged.
+    """
+    student = _find(index, method, seed, budget)
+    place = student["student"]
+    if place["locator"] is not None:
+        raise StoreError(
+            f"{method} is the untrained student, {index['spec']['student']['model']}: load it by that name"
+        )
+    _verify(store, place["identity"])
+    return student
 
 
 def _find(index: dict[str, Any], method: str, seed: int | None, budget: str | None) -> dict[str, Any]:

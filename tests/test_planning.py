@@ -355,7 +355,10 @@ def test_without_a_node_hub_models_count_and_servers_do_not() -> None:
     _, steps = outline_of(spec, world)
     assert ModelSize.of("own/er") == ModelSize(0, 0, 0, {})
     mixture = ModelSize.of("Qwen/Qwen3-30B-A3B")
-    assert (mixture.parameters / 1e9, mixture.active / 1e9) == (pytest.approx(30.5, abs=0.1), pytest.approx(3.34, abs=0.05))
+    assert (mixture.parameters / 1e9, mixture.active / 1e9) == (
+        pytest.approx(30.5, abs=0.1),
+        pytest.approx(3.34, abs=0.05),
+    )
     by_label = {one.step.label: one for one in plan_here(spec, world, steps, None, 2).steps}
     qwq, r1 = by_label["generate qwq"], by_label["generate r1"]
     assert qwq.flops > 2 * 32.7e9 * qwq.tokens and qwq.memory_bytes > 4 * 32.7e9

@@ -12,23 +12,6 @@ from flows.cli import app
 from mot_core.errors import StoreError
 from mot_core.tables import load_results
 from tasks.tracked import tracked_runs
-from tests.pico import pico_document, pico_experiment
-from tests.tasks.runs import computed_run
-
-
-@pytest.fixture(scope="module")
-def two_runs(tmp_path_factory: pytest.TempPathFactory, pico_models: Path) -> tuple[str, list[Path]]:
-    """A tracker with two runs that differ by their learning rate, and the runs' directories."""
-    root = tmp_path_factory.mktemp("compared")
-    uri = f"sqlite:///{root / 'tracker.db'}"
-    training = {**pico_document(pico_models)["training"], "learning_rate": 0.01}
-    methods = [{"name": name} for name in ("base", "std", "mot")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)  # where a database that is no store's keeps its artifacts
-        return uri, [
-            computed_run(root / "store", pico_experiment(pico_models, methods=methods, **changes), uri)
-            for changes in ({}, {"training": training})
-        ]
 
 
 def test_runs_are_found_by_three_kinds_of_names(two_runs: tuple[str, list[Path]], tmp_path: Path) -> None:
