@@ -94,7 +94,7 @@ def active_share(config: Mapping[str, Any]) -> float:
         return 1.0
     try:
         found = Architecture.of_config(config, "the model's config")
-    except ModelError:
+    except (ModelError, TypeError, ValueError):
         return 1.0
     return found.active / found.parameters
 
