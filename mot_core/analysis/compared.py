@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mot_core.analysis.drawing import bars, differences, look, panels
 from mot_core.analysis.outcomes import Arm, Difference, Estimate, Outcomes, corrected
 from mot_core.errors import StoreError
+from mot_core.report.figures.drawing import label
 from mot_core.report.palette import budget_name, method_name
 from mot_core.results import TABLE_COLUMNS, Results
 
@@ -45,10 +46,6 @@ class Row:
     role: str
     values: tuple[Estimate | None, ...]
     differences: tuple[Difference | None, ...]
-
-    @property
-    def label(self) -> str:
-        return f"{method_name(self.method)}, {self.role}, {budget_name(self.budget)}"
 
 
 def differing_settings(runs: Sequence[Held]) -> list[tuple[str, tuple[str, ...]]]:
@@ -121,9 +118,14 @@ def figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     """Left: the methods on home, a point a run; then, for each later run, its differences from the first."""
     home = [row for row in rows if row.role == "home"]
     shown = [(row, index) for row in home for index, value in enumerate(row.values) if value is not None]
+    several = len({row.budget for row in rows}) > 1
+
+    def named(row: Row) -> str:
+        return f"{method_name(row.method)}, {budget_name(row.budget)}" if several else method_name(row.method)
+
     drawn, axes = panels(len(names), height=1.4 + 0.2 * max(len(shown), 3), max_columns=2)
     bars(
-        axes[0], [f"{method_name(row.method)}: {names[index]}" for row, index in shown],
+        axes[0], [f"{named(row)}: {names[index]}" for row, index in shown],
         [value for row, index in shown if (value := row.values[index]) is not None],
         {str(index): look(index) for index in range(len(names))}, [str(index) for _, index in shown],
     )  # fmt: skip
@@ -131,6 +133,6 @@ def figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     axes[0].set_xlabel("accuracy (%)")
     for place, name in enumerate(names[1:]):
         own = [(row, one) for row in rows if (one := row.differences[place]) is not None]
-        differences(axes[place + 1], [one for _, one in own], [row.label for row, _ in own])
-        axes[place + 1].set_title(f"{name} minus {names[0]}")
+        differences(axes[place + 1], [one for _, one in own], [f"{named(row)} ({row.role})" for row, _ in own])
+        axes[place + 1].set_title(f"{label(name, 24)} minus the first")
     return drawn

@@ -47,8 +47,8 @@ def test_methods_are_compared_with_the_first_run_and_corrected_together(tmp_path
         assert rendered("comparison", drawn).png[:4] == b"\x89PNG"
         assert [axes.get_title(loc="left") for axes in drawn.axes[:3]] == [
             "Home, test",
-            "two minus one",
-            "three minus one",
+            "two minus the first",
+            "three minus the first",
         ]
 
 
