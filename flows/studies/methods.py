@@ -125,7 +125,7 @@ def figure(findings: Findings) -> Figure:
     _cost_panel(findings, axes[-2], looks)
     handles = dict(zip(*reversed(axes[-2].get_legend_handles_labels()), strict=True))
     axes[-1].set_axis_off()
-    axes[-1].legend(handles.values(), handles.keys(), loc="center left", ncols=2)
+    axes[-1].legend(handles.values(), handles.keys(), loc="center left", ncols=2, fontsize=7, columnspacing=1.0)
     return drawn
 
 
