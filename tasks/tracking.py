@@ -66,12 +66,13 @@ def tracking_uri(store: Store) -> str:
 
 @contextlib.contextmanager
 def tracker(uri: str) -> Iterator[Any]:
-    """A client of a tracker that answers, to read from.
+    """A client of a tracker that answers. For the length of the block the tracker is MLflow's own default, too, since it looks
+    models of a registry up there, whatever client asks.
 
     Raises:
         StoreError: it does not answer, or an answer of it is an error.
     """
-    with _environment():
+    with _environment(), _default(uri):
         try:
             yield _connect(uri)
         except MotError:
@@ -81,6 +82,19 @@ def tracker(uri: str) -> Iterator[Any]:
                 f"the tracker {_masked(uri, uri)} cannot be read: {_problem(error, uri)}; set MLFLOW_TRACKING_URI to one "
                 "that answers"
             ) from error
+
+
+@contextlib.contextmanager
+def _default(uri: str) -> Iterator[None]:
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _pending(store: Store, but: Path | None = None) -> list[Path]:

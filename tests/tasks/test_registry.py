@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ def test_one_version_a_student_and_an_alias_moves(two_runs: tuple[str, list[Path
     client = client_of(two_runs)
     assert len(client.search_model_versions("name = 'several'")) == 2
     assert int(client.get_model_version_by_alias("several", "best").version) == 1
+
+
+def test_the_stores_own_tracker_serves_where_none_is_set(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "store")
+    shutil.copytree(run_dir.parent.parent, store.root)
+    assert [promote_student(store, store.root / "runs" / run_dir.name, "mot", "own") for _ in range(2)] == [1, 1]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert [path.name for path in tmp_path.iterdir()] == ["store"], "MLflow made a database of its own"
 
 
 def test_what_cannot_be_promoted(two_runs: tuple[str, list[Path]], run_dir: Path, tmp_path: Path) -> None:
