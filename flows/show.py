@@ -291,7 +291,8 @@ def comparison_tables(
         table.add_row(
             budget_name(row.budget), row.role, Text(method_name(row.method)),
             *("–" if value is None else estimated(value) for value in row.values),
-            *("–" if one is None else described(one) for one in row.differences),
+            *("the same" if equal else "–" if one is None else described(one)
+              for one, equal in zip(row.differences, row.same, strict=True)),
         )  # fmt: skip
     yield table
 

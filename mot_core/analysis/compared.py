@@ -39,13 +39,15 @@ class Held:
 @dataclass(frozen=True)
 class Row:
     """One method under one budget on the benchmarks of one role: its mean in each run that has it, and the difference of
-    each later run from the first; None where either lacks it, or where they were asked other problems."""
+    each later run from the first; None where either lacks it, where they were asked other problems, or where both runs
+    have the very same evaluations (`same`), which is no comparison."""
 
     budget: str
     method: str
     role: str
     values: tuple[Estimate | None, ...]
     differences: tuple[Difference | None, ...]
+    same: tuple[bool, ...]
 
 
 def differing_settings(runs: Sequence[Held]) -> list[tuple[str, tuple[str, ...]]]:
@@ -103,7 +105,14 @@ def _rows(outcomes: Outcomes, names: Sequence[str]) -> Iterator[Row]:
         own = final[(final["budget"] == budget) & (final["method"] == method) & (final["role"] == role)]
         arms = [Arm(name, method, budget) if (own["cell"] == name).any() else None for name in names]
         values = tuple(outcomes.estimate(arm, role=role) if arm else None for arm in arms)
-        yield Row(budget, method, role, values, tuple(_difference(outcomes, arm, arms[0], role) for arm in arms[1:]))
+        # Named by content: equal identities are the same student, asked once.
+        steps = [set(own[own["cell"] == name]["identity"].dropna()) for name in names]
+        same = tuple(bool(one) and one == steps[0] for one in steps[1:])
+        found = (
+            None if equal else _difference(outcomes, arm, arms[0], role)
+            for arm, equal in zip(arms[1:], same, strict=True)
+        )
+        yield Row(budget, method, role, values, tuple(found), same)
 
 
 def _difference(outcomes: Outcomes, a: Arm | None, b: Arm | None, role: str) -> Difference | None:

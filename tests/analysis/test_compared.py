@@ -52,6 +52,21 @@ def test_methods_are_compared_with_the_first_run_and_corrected_together(tmp_path
         ]
 
 
+def test_the_same_evaluation_is_no_comparison(tmp_path: Path) -> None:
+    runs = [held(tmp_path, name, {"base": LOW, "mot": shares}) for name, shares in (("one", LOW), ("two", HIGH))]
+    for run in runs:
+        scores = (run.tables / "scores.csv").read_text().splitlines()
+        head = scores[0].split(",").index("identity")
+        rows = [line.split(",") for line in scores[1:]]
+        for row in rows:
+            row[head] = "e1" if "base" in row else f"e-{run.name}"
+        (run.tables / "scores.csv").write_text("\n".join([scores[0], *(",".join(row) for row in rows)]) + "\n")
+    rows_by = {row.method: row for row in compare_runs(runs)}
+    assert (rows_by["base"].same, rows_by["base"].differences) == ((True,), (None,))
+    (found,) = rows_by["mot"].differences
+    assert rows_by["mot"].same == (False,) and found is not None and found.adjusted == found.p_value
+
+
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     one = held(tmp_path, "one", {"mot": LOW})
     with pytest.raises(StoreError, match="two runs or more, got 1"):
