@@ -13,10 +13,10 @@ from typing import Any
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.export import card_of, directory_of, final_student
-from mot_core.identity import canonical_json, fingerprint
+from mot_core.identity import canonical_json
 from mot_core.runs import read_index
 from tasks.tracking import KEY, SPEC, track_run, tracker, tracking_uri
-from tasks.tracking_records import short_text
+from tasks.tracking_records import short_text, weights_sha256
 
 _NAME = re.compile(r"[\w.\- ]{1,200}")
 _MOST_DESCRIPTION = 4_900  # MLflow refuses 5,001 characters
@@ -88,18 +88,13 @@ def _lineage(store: Store, index: dict[str, Any], student: dict[str, Any]) -> di
     manifest = store.manifest(place["identity"])
     assert manifest is not None  # it was verified
     inside = f"{place['subdirectory']}/" if place["subdirectory"] else ""
-    hashes = sorted(
-        facts["sha256"]
-        for file, facts in manifest.files.items()
-        if file.startswith(inside) and "/" not in file.removeprefix(inside) and file.endswith(".safetensors")
-    )
     steps = {
         "merges": [merge["identity"] for merge in student["merges"]],
         "branches": [branch["identity"] for branch in student["branches"]],
         "corpora": index["nodes"]["corpora"],
     }
     return {
-        "mot.identity": place["identity"], "mot.sha256": hashes[0] if len(hashes) == 1 else fingerprint(hashes),
+        "mot.identity": place["identity"], "mot.sha256": weights_sha256(manifest.files, inside),
         "mot.student": f"{student['method']} {student['budget']} seed {student['seed']}",
         "mot.uri": directory_of(store, student).absolute().as_uri(), "mot.run_id": index["run_id"],
         "mot.spec": index["spec_identity"], "mot.lineage": short_text(canonical_json(steps), 4_900),

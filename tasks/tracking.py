@@ -34,6 +34,7 @@ TRACKING = "tracking.json"
 COMPLETE, KEY, SPEC, PARENT_RUN = "mot.complete", "mot.key", "mot.spec", "mlflow.parentRunId"
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 900, 100  # MLflow's limits are 1,000 entities a batch, 100 of them params
 PROBE_SECONDS, CALL_SECONDS = 4, 20
+_REPLACED = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 log = logging.getLogger("mot.tracking")
 
 
@@ -66,35 +67,21 @@ def tracking_uri(store: Store) -> str:
 
 @contextlib.contextmanager
 def tracker(uri: str) -> Iterator[Any]:
-    """A client of a tracker that answers. For the length of the block the tracker is MLflow's own default, too, since it looks
-    models of a registry up there, whatever client asks.
+    """A client of a tracker that answers.
 
     Raises:
         StoreError: it does not answer, or an answer of it is an error.
     """
-    with _environment(), _default(uri):
+    with _environment(uri):
         try:
             yield _connect(uri)
         except MotError:
             raise
         except Exception as error:
             raise StoreError(
-                f"the tracker {_masked(uri, uri)} cannot be read: {_problem(error, uri)}; set MLFLOW_TRACKING_URI to one "
+                f"the tracker {_masked(uri, uri)} cannot be used: {_problem(error, uri)}; set MLFLOW_TRACKING_URI to one "
                 "that answers"
             ) from error
-
-
-@contextlib.contextmanager
-def _default(uri: str) -> Iterator[None]:
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _pending(store: Store, but: Path | None = None) -> list[Path]:
@@ -119,7 +106,7 @@ def _track(store: Store, run_dirs: list[Path]) -> list[TrackingOutcome]:
             _record(run_dir, TrackingOutcome(shown, None, 0, 0, "tracking was interrupted"))
         (store.root / "locks").mkdir(exist_ok=True)
         # One process of this store at a time: two first migrations of one database spoil each other.
-        with _environment(), FileLock(store.root / "locks" / "mlflow.lock"):
+        with _environment(uri), FileLock(store.root / "locks" / "mlflow.lock"):
             client = _connect(uri)
             for run_dir in run_dirs:
                 outcomes.append(_logged(client, store, run_dir, uri))
@@ -163,9 +150,10 @@ def _record(run_dir: Path, outcome: TrackingOutcome) -> None:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """MLflow's environment while it is used: no telemetry, short waits (unless the user set others), and no
-    `MLFLOW_RUN_ID`, which would override the parent (mlflow#15713)."""
+def _environment(uri: str) -> Iterator[None]:
+    """MLflow's environment while it is used: no telemetry, short waits (unless the user set others), no `MLFLOW_RUN_ID`,
+    which would override the parent (mlflow#15713), and the tracker as default, where it looks a registry's models up
+    whatever client asks."""
     defaults = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS),
@@ -173,14 +161,14 @@ def _environment() -> Iterator[None]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     ours = {name: value for name, value in defaults.items() if name not in os.environ}
-    hidden = {name: os.environ.pop(name) for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID") if name in os.environ}
-    os.environ.update(ours)
+    hidden = {name: os.environ.pop(name) for name in _REPLACED if name in os.environ}
+    os.environ.update(ours, MLFLOW_TRACKING_URI=uri)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     loggers = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
     try:
         yield
     finally:
-        for name in ours:
+        for name in (*ours, "MLFLOW_TRACKING_URI"):
             os.environ.pop(name, None)
         os.environ.update(hidden)
         for name, level in loggers.items():

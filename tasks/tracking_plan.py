@@ -28,6 +28,7 @@ from tasks.tracking_records import (
     flatten,
     metric_name,
     short_text,
+    weights_sha256,
 )  # fmt: skip
 
 Row = dict[str, str]
@@ -256,16 +257,10 @@ class _Planner:
     def student_model(self, where: dict[str, Any], identity: str, manifest: Manifest | None) -> StudentModel | None:
         if manifest is None:
             return None
-        weights = {
-            n: facts["sha256"]
-            for n, facts in sorted(manifest.files.items())
-            if "/" not in n and n.endswith(".safetensors")
-        }
         parents = {role.removeprefix("branch/"): one for role, one in manifest.parents if role.startswith("branch/")}
-        sha256 = next(iter(weights.values())) if len(weights) == 1 else fingerprint([list(w) for w in weights.items()])
         name = f"{where['method']} {where['budget']} seed {where['seed']} round {where['round']}"
         tags = {
-            "mot.parents": canonical_json(parents), "mot.start": self.start_of(manifest), "mot.sha256": sha256,
+            "mot.parents": canonical_json(parents), "mot.start": self.start_of(manifest), "mot.sha256": weights_sha256(manifest.files),
             **self.tags("merged-student", identity, **where),
         }  # fmt: skip
         return StudentModel(re.sub(r"[^\w\- ]", "-", name), tags, self.store.object_dir(identity).as_uri())

@@ -7,7 +7,7 @@ machine, path, commit, reused or run), so that the same spec run again has equal
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,17 @@ class PlannedRun:
                 "tables": self.table_hashes,
             }
         )  # fmt: skip
+
+
+def weights_sha256(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> str:
+    """The SHA-256 of a published student's weights, by its manifest's files: of several shards, one over their names and hashes.
+    `inside` is the student's directory in the step, with its slash."""
+    shards = [
+        [name.removeprefix(inside), facts["sha256"]]
+        for name, facts in sorted(files.items())
+        if name.startswith(inside) and "/" not in name.removeprefix(inside) and name.endswith(".safetensors")
+    ]
+    return str(shards[0][1]) if len(shards) == 1 else fingerprint(shards)
 
 
 def metric_name(*parts: str) -> str:

@@ -37,6 +37,11 @@ def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.01)
 
 
+def count_published(store: Path) -> int:
+    """The steps published in a store's directory, whether it is there yet or not."""
+    return sum(1 for _ in store.glob("objects/*/manifest.json"))
+
+
 def descendants(pid: int) -> dict[int, str]:
     """Every living process below a pid, with its command line."""
     parents, commands = {}, {}

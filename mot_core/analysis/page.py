@@ -47,12 +47,18 @@ def compact(png: bytes) -> bytes:
 
     with Image.open(io.BytesIO(png)) as opened:
         picture = opened.convert("RGB")
-    for candidate in (picture, picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)):
-        small = io.BytesIO()
-        candidate.save(small, format="PNG", optimize=True)
-        if small.tell() <= _MOST_BYTES:
-            break
-    return small.getvalue()
+    small = _as_png(picture)
+    if len(small) > _MOST_BYTES:
+        small = _as_png(picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
+    return small
+
+
+def _as_png(picture: Any) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 def markdown(document: dict[str, Any], picture: str = "![figure](figure.png)") -> str:

@@ -17,7 +17,7 @@ import pytest
 from mot_core.artifacts import Store
 from mot_core.completers.journal import whole_lines
 from tests.pico import pico_document
-from tests.processes import descendants, is_alive, start_driver, wait_until, write_spec
+from tests.processes import count_published, descendants, is_alive, start_driver, wait_until, write_spec
 
 NUM_KILLS = 10
 START_SECONDS = 180.0
@@ -41,10 +41,6 @@ def published(store: Store) -> dict[str, float]:
     if not objects.is_dir():
         return {}
     return {manifest.identity: manifest.started for manifest in store.manifests()}
-
-
-def count_manifests(store: Store) -> int:
-    return sum(1 for _ in (store.root / "objects").glob("*/manifest.json")) if store.root.exists() else 0
 
 
 def summary_of(store: Store) -> dict[str, Any]:
@@ -89,7 +85,7 @@ def test_ten_kills_change_nothing(spec_file: Path, tmp_path: Path, drive_environ
     log = tmp_path / "log"
     whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
     finish(start_driver(spec_file, whole.root, drive_environment, log), log)
-    total = count_manifests(whole)
+    total = count_published(whole.root)
     assert total > 15
 
     chance = random.Random(2024)
@@ -100,7 +96,7 @@ def test_ten_kills_change_nothing(spec_file: Path, tmp_path: Path, drive_environ
     for threshold in thresholds:
         process = start_driver(spec_file, broken.root, drive_environment, log)
         killed = kill_when(
-            process, lambda limit=threshold: count_manifests(broken) > limit, chance.uniform(0.0, 0.2), log
+            process, lambda limit=threshold: count_published(broken.root) > limit, chance.uniform(0.0, 0.2), log
         )
         num_kills += killed
         for identity, started in published(broken).items():

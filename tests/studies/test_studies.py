@@ -19,16 +19,12 @@ from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import read_jsonl
 from mot_core.tables import load_results
-from tests.processes import ROOT, wait_until
+from tests.processes import ROOT, count_published, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 AGAIN = "methods"
 OWN = "my_study:STUDY"  # the documents' example
 KILLED_AFTER = 10
-
-
-def count_published(store: Store) -> int:
-    return sum(1 for _ in store.root.glob("objects/*/manifest.json"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,7 @@ def said(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
         subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment) as killed,
     ):
         wait_until(
-            lambda: count_published(store) >= KILLED_AFTER or killed.poll() is not None, 180.0, "published steps"
+            lambda: count_published(store.root) >= KILLED_AFTER or killed.poll() is not None, 180.0, "published steps"
         )
         assert killed.poll() is None, log.read_text()[-4000:]
         killed.kill()
@@ -93,9 +89,8 @@ def test_a_killed_study_goes_on(said: dict[str, list[dict[str, Any]]]) -> None:
     first = next(iter(STUDIES))
     counts = record_of(said, first)["step_counts"]
     assert counts["reused"] >= KILLED_AFTER and counts["run"] > 0
-    (only,) = Path(said[first][0]["run_dir"]).parent.glob(
-        f"study-{first}-smoke-*/study.json"
-    )  # the killed run has no page
+    # The killed run has no page.
+    (only,) = Path(said[first][0]["run_dir"]).parent.glob(f"study-{first}-smoke-*/study.json")
     assert json.loads(only.read_text())["step_counts"] == counts
 
 

@@ -229,7 +229,7 @@ def test_confidence_and_flatness_are_told(monkeypatch: pytest.MonkeyPatch, of_mo
         for method in ("mot", "mtd"):  # the directory stands for what lies in it
             found.probes.append((Probe(None, {"probe": kind, "method": method, "seed": 1}), method))  # type: ignore[arg-type]
     said = consensus.text(found)
-    assert "shuffled +37.5 points" in said.lower() and "shrunk" in said.lower()
+    assert "Shuffled +37.5 points" in said and "Shrunk running-total −37.5 points" in said
     assert (
         f"MTD {told}" in said
         and "not decided" not in said.partition("what only one teacher writes):")[2].partition(". At a relative")[0]

@@ -59,7 +59,7 @@ def test_what_is_not_there_is_told(two_runs: tuple[str, list[Path]], tmp_path: P
         tracked_runs(f"sqlite:///{tmp_path / 'none.db'}", ["pico"], tmp_path / "b")
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(
-        StoreError, match=r"the tracker http://\*\*\*@127.0.0.1:9 cannot be read: .*; set MLFLOW_TRACKING_URI"
+        StoreError, match=r"the tracker http://\*\*\*@127.0.0.1:9 cannot be used: .*; set MLFLOW_TRACKING_URI"
     ) as caught:
         tracked_runs("http://someone:hunter2@127.0.0.1:9", ["pico"], tmp_path / "c")
     assert "hunter2" not in str(caught.value)
