@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
 from mot_core.workers.pool import REMEDY, WorkerPool, union_seconds, visible_devices
 from mot_core.world import World, resolve
-from tasks.invocation import Invocation, Watcher, forget, register
+from tasks.invocation import Halt, Invocation, Watcher, forget, register
 
 Announce = Callable[[str, int], None]
 """Told once, before anything runs: a line for people, and the number of steps."""
@@ -41,6 +41,7 @@ class RunOptions:
     store: Path = Path("store")
     workers: int | None = None
     checkpoint_seconds: float = 60.0
+    halt: Halt = field(default_factory=Halt)
 
 
 def outline_of(spec: Experiment, world: World, touch_test: bool = True) -> tuple[Outline, list[Step]]:
@@ -92,7 +93,7 @@ def invocation_for(
     """A registered invocation of these steps, its workers loading already if a step is missing. `drawn` are those
     that preparing it has published a moment ago."""
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
-    with registered(Invocation(run_id, store, pool, world, watch)) as invocation:
+    with registered(Invocation(run_id, store, pool, world, watch), options.halt) as invocation:
         missing = invocation.look_up(steps, drawn)
         todo = missing + len(drawn)  # what was drawn to know the graph was this run's work, too
         told = f"{run_id}: {len(steps)} steps, {todo} to run, {len(steps) - todo} reused; store {store.root}"
@@ -103,10 +104,11 @@ def invocation_for(
 
 
 @contextlib.contextmanager
-def registered(invocation: Invocation) -> Iterator[Invocation]:
-    """An invocation that its flow's tasks can find, with Prefect quiet; at the end its workers are stopped."""
+def registered(invocation: Invocation, halt: Halt) -> Iterator[Invocation]:
+    """An invocation that its flow's tasks can find and that heeds a halt, with Prefect quiet; at the end its workers are stopped."""
     register(invocation)
     quiet_prefect()
+    halt.heed(invocation.halt)
     try:
         yield invocation
     finally:

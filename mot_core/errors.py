@@ -10,7 +10,8 @@ MotError
 ├── TrainingError (RuntimeError)  a branch that diverged
 ├── MergeError (ValueError)       branches that cannot be merged
 ├── StoreError (OSError)          a store that cannot be read, written or understood
-└── WorkerError (RuntimeError)    a worker process that died
+├── WorkerError (RuntimeError)    a worker process that died
+└── Halted (RuntimeError)         no failure: a run that was asked to stop has stopped
 
 A message says what went wrong, where, what was expected, what was got, and what to do.
 """
@@ -60,3 +61,7 @@ class StoreError(MotError, OSError):
 
 class WorkerError(MotError, RuntimeError):
     """A worker process that died or broke its protocol."""
+
+
+class Halted(MotError, RuntimeError):
+    """A run that was asked to stop, and stopped at the next published step; the same call goes on from there."""

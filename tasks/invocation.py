@@ -14,7 +14,7 @@ from typing import Any
 
 from mot_core.artifacts import Published, Store, find_all
 from mot_core.dag import Do
-from mot_core.errors import StoreError
+from mot_core.errors import Halted, StoreError
 from mot_core.steps import Step
 from mot_core.workers.pool import WorkerPool
 from mot_core.world import World
@@ -27,6 +27,33 @@ PRIORITY = {
     "branch": 2, "on-policy": 2, "merge": 1, "evaluation": 3,
     "harness": 3, "confidence": 3, "landscape": 3,
 }  # fmt: skip
+
+
+class Halt:
+    """A request to stop at the next published step, from any thread; kept until the invocation that heeds it is there."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._lock = threading.Lock()
+        self._heeded_by: list[Callable[[str], None]] = []
+
+    def request(self, reason: str) -> None:
+        """Ask for it; the first reason given is the one that is told."""
+        with self._lock:
+            if self.reason is not None:
+                return
+            self.reason = reason
+            listeners = list(self._heeded_by)
+        for listener in listeners:
+            listener(reason)
+
+    def heed(self, listener: Callable[[str], None]) -> None:
+        """Call a listener with the reason once it is asked for, which may be now."""
+        with self._lock:
+            self._heeded_by.append(listener)
+            reason = self.reason
+        if reason is not None:
+            listener(reason)
 
 
 @dataclass
@@ -84,6 +111,12 @@ class Invocation:
             if record.reused:
                 watch(self.steps[identity], {"event": "reused"})
         return [record for record in records if record is not None]
+
+    def halt(self, reason: str) -> None:
+        """Stop at the next published step: whatever waits for more than that raises `Halted`."""
+        with self._lock:
+            self.failure = self.failure or Halted(f"{self.run_id}: {reason}")
+        self.pool.halt(reason)
 
     def step_counts(self) -> dict[str, int]:
         """How many steps this invocation computed, and how many it reused."""

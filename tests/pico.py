@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -166,3 +167,11 @@ class Chatty(Scripted):
     def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
         print("half way")
         raise ZeroDivisionError("no such luck")
+
+
+class Unhurried(Scripted):
+    """A teacher that takes half a second, so that a test can act while its step is computed."""
+
+    def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
+        time.sleep(0.5)
+        super().complete(requests, accept, progress)

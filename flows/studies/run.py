@@ -176,7 +176,7 @@ def run_study(
     with explain_disk_errors(f"store {store.root}"):
         run_dir = new_run_dir(store, f"study-{study.name}-{setup.label}", identity)
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
-    with registered(Invocation(run_dir.name, store, pool, None, watch)) as invocation:
+    with registered(Invocation(run_dir.name, store, pool, None, watch), options.halt) as invocation:
         running = _Running(study, Findings(setup, Outcomes()), store, run_dir, invocation, announce)
 
         def conclude() -> None:

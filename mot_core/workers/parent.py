@@ -1,7 +1,7 @@
 """The clean parent: loads torch once, then forks one worker a job. Run as `python -m mot_core.workers.parent`.
 
 It reads commands from standard input and writes events to standard output, a JSON object a line:
-    in   {"job": id, "steps": [...], "store": path, "settings": {...}, "logs": [...]}   {"kill": id}
+    in   {"job": id, "steps": [...], "store": path, "settings": {...}, "logs": [...]}   {"kill": id}   {"halt": true}
     out  {"ready": pid}   {"job": id, "line": text}   {"job": id, "event": ...}   {"job": id, "exit": code}
 End of input means that the flow process is gone: every worker is killed. The parent has one thread, so that
 forking is safe; it never runs torch code itself.
@@ -26,6 +26,8 @@ from mot_core.processes import die_with_parent
 def main() -> None:
     # Ctrl-C reaches the whole process group; the flow process decides what to end, by closing our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Inherited by workers until they say what it asks of them: see `HaltFlag`.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # What every worker would load; forked workers have it at once. One thread until a job says more.
     import accelerate  # noqa: F401
     import torch
@@ -48,6 +50,7 @@ class Parent:
         self.pids: dict[str, int] = {}
         self.open_pipes: dict[str, set[int]] = {}
         self.logs: dict[str, list[Any]] = {}
+        self.halted = False
 
     def serve(self) -> None:
         self.tell({"ready": os.getpid()})
@@ -70,6 +73,8 @@ class Parent:
             command = json.loads(line)
             if "kill" in command:
                 self.kill(command["kill"])
+            elif "halt" in command:
+                self.halt()
             else:
                 self.start(command)
         elif channel == "events":
@@ -89,7 +94,7 @@ class Parent:
         if pid == 0:
             os.close(events_read)
             os.close(output_read)
-            work(command, events_write, output_write)
+            work(command, events_write, output_write, self.halted)
         os.close(events_write)
         os.close(output_write)
         self.pids[job] = pid
@@ -117,6 +122,12 @@ class Parent:
         if job in self.pids:
             os.kill(self.pids[job], signal.SIGKILL)
 
+    def halt(self) -> None:
+        """Have every worker leave after the step that it computes, and start no other."""
+        self.halted = True
+        for pid in self.pids.values():
+            os.kill(pid, signal.SIGUSR1)
+
     def end(self) -> None:
         for pid in self.pids.values():
             os.kill(pid, signal.SIGKILL)
@@ -129,9 +140,10 @@ class Parent:
             self.end()
 
 
-def work(command: dict[str, Any], events: int, output: int) -> None:
+def work(command: dict[str, Any], events: int, output: int, halted: bool) -> None:
     """The worker: run the job's steps in order, tell what happened, exit. Never returns."""
     die_with_parent()
+    flag = HaltFlag(halted)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -139,7 +151,7 @@ def work(command: dict[str, Any], events: int, output: int) -> None:
     os.dup2(output, 2)
     code = 1
     try:
-        run_job(command, events)
+        run_job(command, events, flag)
         code = 0
     except BaseException as error:
         traceback.print_exc()
@@ -150,7 +162,18 @@ def work(command: dict[str, Any], events: int, output: int) -> None:
         os._exit(code)
 
 
-def run_job(command: dict[str, Any], events: int) -> None:
+class HaltFlag:
+    """Set by SIGUSR1. A signal that comes before this exists is lost, and its job runs to its end."""
+
+    def __init__(self, is_set: bool) -> None:
+        self.is_set = is_set
+        signal.signal(signal.SIGUSR1, self._set)
+
+    def _set(self, number: int, frame: object) -> None:
+        self.is_set = True
+
+
+def run_job(command: dict[str, Any], events: int, halted: HaltFlag) -> None:
     import torch
 
     from mot_core.artifacts import Store
@@ -170,6 +193,9 @@ def run_job(command: dict[str, Any], events: int) -> None:
 
     try:
         for document in command["steps"]:
+            if halted.is_set:
+                log.info("asked to stop: the steps that are left were not started")
+                break
             step = RemoteStep.from_json(document)
             emit({"event": "started", "identity": step.identity})
             log.info("%s: starting (%s)", step.label, step.identity)

@@ -6,6 +6,7 @@ and only when a step has to be computed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from mot_core import errors
 from mot_core.artifacts import Published, Store
-from mot_core.errors import MotError, SpecError, WorkerError
+from mot_core.errors import Halted, MotError, SpecError, WorkerError
 from mot_core.runner import RunSettings
 from mot_core.steps import Step
 from mot_core.workers.slots import Slots, Turn, devices_needed
@@ -63,6 +64,7 @@ class WorkerPool:
         self._condition = threading.Condition()
         self._write_lock = threading.Lock()
         self._closed = False
+        self._halted: str | None = None
         self.compute_intervals: list[tuple[float, float]] = []
         self._computing: dict[str, float] = {}
 
@@ -102,7 +104,7 @@ class WorkerPool:
                 while not self._closed and (devices := self._slots.take(turn)) is None:
                     self._condition.wait()
                 if devices is None:
-                    raise WorkerError("the workers were stopped before this step ran; run the same command again")
+                    raise self._stopped(f"{steps[0].label}: the workers were stopped before this step ran")
             finally:
                 self._slots.leave(turn)
             job.devices = devices
@@ -140,6 +142,17 @@ class WorkerPool:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+
+    def halt(self, reason: str) -> None:
+        """Start no further step; those that are being computed end and are published, then their jobs raise `Halted`."""
+        self._halted = self._halted or reason
+        self.accept_no_more()
+        with contextlib.suppress(WorkerError):  # no parent, no steps to end
+            self._send({"halt": True})
+
+    def _stopped(self, what: str) -> MotError:
+        again = "run the same command again: it goes on from what is published"
+        return Halted(f"{what} ({self._halted}); {again}") if self._halted else WorkerError(f"{what}; {again}")
 
     def close(self) -> None:
         """End every worker and the parent."""
@@ -210,13 +223,15 @@ class WorkerPool:
             self.compute_intervals.append((self._computing.pop(job_id), when))
 
     def _finish(self, job_id: str, job: Job, code: int) -> None:
+        step = job.steps[min(job.current, len(job.steps) - 1)]
         if code != 0 and job.error is None:
-            step = job.steps[min(job.current, len(job.steps) - 1)]
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             job.error = WorkerError(
                 f"{step.label}: its worker died ({cause}; memory?); its output is in "
                 f"{self.store.log_path(job.steps[0].identity)}; run the same command again: it goes on"
             )
+        elif job.error is None and len(job.records) < len(job.steps):
+            job.error = self._stopped(f"{step.label}: stopped before this step")
         self._computing.pop(job_id, None)
         with self._condition:
             del self._jobs[job_id]

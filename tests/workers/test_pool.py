@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mot_core.artifacts import Store
-from mot_core.errors import CompletionError, MotError, SpecError, WorkerError
+from mot_core.errors import CompletionError, Halted, MotError, SpecError, WorkerError
 from mot_core.steps import Step
 from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
 from tests.processes import descendants, is_alive, wait_until
@@ -181,3 +181,31 @@ def test_devices_are_as_the_variable_names_them(
 )
 def test_union_of_intervals(intervals: list[tuple[float, float]], seconds: float) -> None:
     assert union_seconds(intervals) == seconds
+
+
+def test_halted_workers_end_the_step_that_they_compute_and_start_no_other(tmp_path: Path) -> None:
+    pool = WorkerPool(Store(tmp_path).open(), num_workers=1)
+    steps = [PROBLEMS, completions("Unhurried"), completions("Scripted")]
+
+    def listener(step: Step, event: dict[str, Any]) -> None:
+        if event.get("event") == "computing" and event["on"] and step is steps[1]:
+            pool.halt("somebody else's turn")
+
+    try:
+        with pytest.raises(
+            Halted, match="generate Scripted: stopped before this step .somebody else's turn.; run the same"
+        ):
+            pool.run(steps, 0, listener)
+        assert [pool.store.find(step.identity) is not None for step in steps] == [True, True, False]
+        with pytest.raises(Halted, match="generate Scripted: the workers were stopped before this step ran"):
+            pool.run(steps[2:], 0, listener)
+    finally:
+        pool.close()
+
+
+def test_a_halt_before_any_step_needs_no_parent(tmp_path: Path) -> None:
+    pool = WorkerPool(Store(tmp_path).open(), num_workers=1)
+    pool.halt("too early")
+    with pytest.raises(Halted, match="too early"):
+        pool.run([PROBLEMS], 0, listen([]))
+    assert pool.store.find(PROBLEMS.identity) is None
