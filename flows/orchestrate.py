@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -22,6 +23,14 @@ from tasks.stages import TASKS
 
 # A thread a task run: each only waits for a worker, and the pool of workers decides who computes.
 MAX_WAITING_TASKS = 512
+
+
+def in_flow_run(of: Any, *arguments: Any) -> None:
+    """Run a flow: as a flow run of its own, or within one that is under way, such as a deployment's, as its body."""
+    if FlowRunContext.get() is None:
+        of(*arguments)
+    else:
+        of.fn(*arguments)
 
 
 class Submitter:
@@ -54,10 +63,18 @@ def _group_label(steps: list[Step]) -> str:
     return f"{steps[0].kind} × {len(steps)}"
 
 
+def waiting_threads() -> Any:
+    """The task runner of every flow here."""
+    return ThreadPoolTaskRunner(max_workers=MAX_WAITING_TASKS)
+
+
 def _flow(name: str) -> Any:
-    runner: Any = ThreadPoolTaskRunner(max_workers=MAX_WAITING_TASKS)
     return flow(
-        name=name, flow_run_name="{run_id}", validate_parameters=False, persist_result=False, task_runner=runner
+        name=name,
+        flow_run_name="{run_id}",
+        validate_parameters=False,
+        persist_result=False,
+        task_runner=waiting_threads(),
     )
 
 
@@ -99,6 +116,21 @@ def run_sweep(spec: dict[str, Any], run_id: str) -> None:
     do = Submitter(invocation)
     for variant in sweep_specs(Experiment.model_validate(spec)).values():
         experiment(variant, invocation.world, do, touch_test=False)
+    raise_first_failure(invocation, do, [])
+
+
+@_flow("mot-part")  # type: ignore[untyped-decorator]
+def run_part(run_id: str, identities: list[str]) -> None:
+    """Run some of a registered invocation's steps, given parents first, until they are published.
+
+    Raises:
+        MotError: the first failure, once the steps that were computing have ended.
+    """
+    invocation = invocation_of(run_id)
+    guard_server()
+    do = Submitter(invocation)
+    for identity in identities:
+        do(invocation.steps[identity])
     raise_first_failure(invocation, do, [])
 
 

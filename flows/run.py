@@ -79,9 +79,9 @@ def run(
             finish(spec, outline, invocation, run_dir, clock)
 
         invocation.conclude = conclude
-        from flows.orchestrate import run_experiment
+        from flows.orchestrate import in_flow_run, run_experiment
 
-        run_experiment(spec.model_dump(mode="json"), invocation.run_id)
+        in_flow_run(run_experiment, spec.model_dump(mode="json"), invocation.run_id)
     return run_dir
 
 

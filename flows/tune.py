@@ -86,9 +86,9 @@ def tune(
     with invocation_for(
         f"tune-{spec.name}-{identity[:8]}", world, store, steps, drawn, options, watch, announce
     ) as invocation:
-        from flows.orchestrate import run_sweep
+        from flows.orchestrate import in_flow_run, run_sweep
 
-        run_sweep(spec.model_dump(mode="json"), invocation.run_id)
+        in_flow_run(run_sweep, spec.model_dump(mode="json"), invocation.run_id)
     scores = read_scores(spec, outlines, store)
     chosen = {method: max(sorted(rates), key=lambda rate: rates[rate]) for method, rates in scores.items()}
     sweep = Sweep(identity, scores, chosen)

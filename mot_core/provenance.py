@@ -64,6 +64,11 @@ def git_commit() -> str | None:
         return None
 
 
+def code_version() -> str:
+    """The program that runs here: its commit, or where it is installed without a checkout, its release."""
+    return git_commit() or f"mot {package_versions()['mot']}"
+
+
 def without_credentials(url: str) -> str:
     """A URL with user, password and query masked, fit for logs and reports."""
     from urllib.parse import urlsplit, urlunsplit

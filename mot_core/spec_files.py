@@ -35,6 +35,11 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def variant_names(preset: str) -> list[str]:
+    """The variants of a preset or file, in their order; one empty name where it has none."""
+    return [variant or "" for variant in _documents(preset)[1]]
+
+
 def load_spec(preset_or_file: str, overrides: list[str] | None = None) -> Experiment:
     """The one experiment that a preset name or a YAML file describes, with `dotted.key=value` overrides applied;
     of a document with variants, the one that `NAME:VARIANT` names.

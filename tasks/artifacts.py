@@ -53,6 +53,22 @@ def score_table(run_id: str, experiment_name: str, round_index: float, upstream:
     )
 
 
+def publish_rows(key: str, name: str, rows: list[dict[str, Any]], description: str) -> None:
+    """Publish rows as a table; whatever is not a number or a short text is left out."""
+    columns = list(
+        dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float | str))
+    )
+    lines = [f"| {' | '.join(markdown_text(name) for name in columns)} |", f"|{' --- |' * len(columns)}"]
+    lines += [f"| {' | '.join(markdown_text(_cell(row.get(name, ''))) for name in columns)} |" for row in rows]
+    create_markdown_artifact(
+        key=artifact_key(key, name), markdown="\n".join(lines), description=markdown_text(description)
+    )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:200]
+
+
 @task(name="compare and report", cache_policy=NO_CACHE, persist_result=False)
 def report(run_id: str, experiment_name: str) -> None:
     """Conclude the invocation (comparison, report, tracking), then say where to look."""

@@ -190,9 +190,10 @@ def run_study(
         first = next(phases)  # before Prefect is imported, so that both load at the same time
         invocation.phases = itertools.chain([first], phases)
         invocation.conclude = conclude
+        from flows.orchestrate import in_flow_run
         from flows.orchestrate import run_study as study_flow
 
-        study_flow(study.name, invocation.run_id)
+        in_flow_run(study_flow, study.name, invocation.run_id)
     return run_dir
 
 

@@ -1,0 +1,118 @@
+"""The flows that `deployments/prefect.yaml` registers; each turns its form into a spec and calls what the command line calls.
+
+They are found by module, so a worker needs an environment with `mot` and no checkout in a certain place.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import yaml
+from prefect import flow, get_run_logger
+
+from flows.deployed.failures import failure_of, tell
+from flows.deployed.parameters import (
+    EvaluateParameters,
+    ExperimentParameters,
+    GenerateParameters,
+    MergeParameters,
+    StudyParameters,
+    evaluation_of,
+    experiment_of,
+    generation_of,
+    recipe_of,
+)
+from flows.deployed.running import announce, check_code, store_of_worker, within_deployment
+from flows.orchestrate import waiting_threads
+from flows.parts import evaluate_model, verify_rationales
+from flows.run import run
+from flows.studies import study_named
+from flows.studies.base import setup_of
+from flows.studies.run import run_study
+from mot_core.errors import MergeError
+from tasks.artifacts import publish_rows
+
+
+def _deployed(name: str) -> Any:
+    return flow(name=name, persist_result=False, task_runner=waiting_threads())
+
+
+@_deployed("experiment")  # type: ignore[untyped-decorator]
+def experiment(parameters: ExperimentParameters) -> None:
+    """Merge-of-Thought against its baselines on one experiment, to its report."""
+    spec = experiment_of(parameters)
+    within_deployment(lambda options: run(spec, options, announce=announce))
+
+
+@_deployed("study")  # type: ignore[untyped-decorator]
+def study(parameters: StudyParameters) -> None:
+    """One study of the paper's claims, to its figure, table and paragraph."""
+    chosen = study_named(parameters.study)
+    setup = setup_of(chosen, parameters.size, parameters.overrides, str(store_of_worker()))
+    within_deployment(lambda options: run_study(chosen, setup, options, announce=announce))
+
+
+@_deployed("generate")  # type: ignore[untyped-decorator]
+def generate(parameters: GenerateParameters) -> None:
+    """The teachers' rationales of an experiment, verified; an experiment that needs them later finds them."""
+    spec = generation_of(parameters)
+    rows = within_deployment(lambda options: verify_rationales(spec, options, announce=announce))
+    publish_rows(
+        "rationales", parameters.preset, rows, "What the teachers were asked, and how their answers were judged"
+    )
+
+
+@_deployed("evaluate")  # type: ignore[untyped-decorator]
+def evaluate(parameters: EvaluateParameters) -> None:
+    """One model on benchmarks."""
+    spec = evaluation_of(parameters)
+    rows = within_deployment(lambda options: evaluate_model(spec, options, announce=announce))
+    publish_rows("scores", parameters.model, rows, f"What {parameters.model} scores")
+
+
+@_deployed("merge")  # type: ignore[untyped-decorator]
+def merge(parameters: MergeParameters) -> None:
+    """A merge of checkpoints of one architecture, into the store's folder `merged`."""
+    recipe = recipe_of(parameters)
+    within_deployment(lambda options: _merge(recipe, options.store.resolve() / "merged" / parameters.name))
+
+
+def _merge(recipe: dict[str, Any], out: Path) -> None:
+    """Merge in a process of its own, since this one never loads torch; its lines go to the flow run's log."""
+    logger = get_run_logger()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch) / "recipe.yaml"
+        config.write_text(yaml.safe_dump(recipe))
+        command = [sys.executable, "-m", "flows", "merge", str(config), str(out)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"}, errors="replace",
+        ) as process:  # fmt: skip
+            try:
+                assert process.stdout is not None
+                last = ""
+                for last in process.stdout:
+                    logger.info("%s", last.rstrip())
+            except BaseException:
+                process.kill()
+                raise
+    if process.returncode:
+        raise MergeError(f"{out.name}: {last.strip() or f'the merge ended with status {process.returncode}'}")
+
+
+@_deployed("explain-failure")  # type: ignore[untyped-decorator]
+def explain_failure(flow_run_id: UUID) -> None:
+    """Publish why a flow run failed, and tell MOT_FAILURE_WEBHOOK where this worker has it."""
+    check_code()
+    failure = failure_of(flow_run_id)
+    publish_rows("failures", "", [failure], "Why the last runs failed")
+    address = os.environ.get("MOT_FAILURE_WEBHOOK")
+    if address:
+        tell(address, failure)

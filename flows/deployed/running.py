@@ -1,0 +1,119 @@
+"""What the deployed flows share: which code and store they run with, and how a pause in Prefect's UI reaches a run.
+
+Invariant: nothing is computed by a worker whose code is not what was registered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Pause
+from prefect.runtime import flow_run
+
+from flows.run import RunOptions
+from mot_core.errors import Halted, SpecError, StoreError
+from mot_core.provenance import code_version
+from tasks.invocation import Halt
+
+Result = TypeVar("Result")
+DEPLOYED_COMMIT, STORE, WORKERS = "MOT_DEPLOYED_COMMIT", "MOT_STORE", "MOT_WORKERS"
+POLL_SECONDS = 3.0
+
+
+def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
+    """Do a deployed flow's work with this worker's store and settings, stopping at the next published step when the flow
+    run is paused; a run that is resumed goes on from there.
+
+    Raises:
+        SpecError: this worker's code is not what the deployment was registered from.
+        StoreError: no store is named.
+        Pause: the flow run was paused, and has stopped.
+    """
+    check_code()
+    options = RunOptions(store_of_worker(), workers_of_worker(), halt=Halt())
+    with heeding_pause(options.halt) as paused:
+        try:
+            return work(options)
+        except Halted:
+            if paused.state is not None:
+                raise Pause(state=paused.state) from None
+            raise
+
+
+def check_code() -> None:
+    """Raise `SpecError` unless this worker runs the code that its deployment was registered from."""
+    deployed, here = os.environ.get(DEPLOYED_COMMIT), code_version()
+    if deployed and deployed != here:
+        raise SpecError(
+            f"the deployment was registered from {deployed}, but this worker's code is {here} ('+': with changes that are "
+            "not committed); bring the worker to that commit, or register the deployments again from this one: mot deploy"
+        )
+
+
+def store_of_worker() -> Path:
+    """The store that this worker's runs share.
+
+    Raises:
+        StoreError: MOT_STORE is not set.
+    """
+    root = os.environ.get(STORE)
+    if not root:
+        raise StoreError(
+            f"{STORE} is not set in this worker's environment; start the worker with {STORE}=DIR, the store that all "
+            "workers of the pool share (mot up does it)"
+        )
+    return Path(root)
+
+
+def workers_of_worker() -> int | None:
+    """How many processes a run may compute in, where MOT_WORKERS says so."""
+    text = os.environ.get(WORKERS)
+    if text and not (text.isdigit() and int(text)):
+        raise SpecError(f"{WORKERS} is {text!r}; expected a whole number of worker processes, 1 or more")
+    return int(text) if text else None
+
+
+@dataclass
+class Paused:
+    """The state that somebody put the flow run into, once it is a pause."""
+
+    state: State[Any] | None = None
+
+
+@contextlib.contextmanager
+def heeding_pause(halt: Halt) -> Iterator[Paused]:
+    """Ask the server every few seconds for this flow run's state, and request a halt when it is a pause. A server that
+    does not answer is asked again: it decides nothing about work that is under way."""
+    paused, ended, flow_run_id = Paused(), threading.Event(), flow_run.id
+
+    def poll() -> None:
+        with get_client(sync_client=True) as client:
+            while not ended.wait(POLL_SECONDS):
+                with contextlib.suppress(Exception):
+                    state = client.read_flow_run(flow_run_id).state
+                    if state is not None and state.is_paused():
+                        paused.state = state
+                        halt.request("paused; resume the flow run to go on")
+                        return
+
+    thread = threading.Thread(target=poll, name="mot-pause", daemon=True)
+    thread.start()
+    try:
+        yield paused
+    finally:
+        ended.set()
+        thread.join(2 * POLL_SECONDS)
+
+
+def announce(line: str, num_steps: int) -> None:
+    """Say in the flow run's log what is about to run."""
+    get_run_logger().info("%s", line)

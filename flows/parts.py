@@ -1,0 +1,73 @@
+"""Parts of an experiment by themselves: its teachers' rationales with their verdicts, or one model on its benchmarks.
+
+The same steps as in the whole, in the same store: what a part has paid for is not paid for again there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.run import Announce, RunOptions, check_devices, invocation_for, outline_of
+from mot_core.artifacts import Published, Store
+from mot_core.prepare import prepare
+from mot_core.spec import Experiment
+from mot_core.steps import Step, walk
+from mot_core.workers.pool import visible_devices
+from mot_core.world import resolve
+from tasks.invocation import Watcher
+
+Row = dict[str, Any]
+
+
+def verify_rationales(
+    spec: Experiment, options: RunOptions, watch: Watcher = lambda step, event: None,
+    announce: Announce = lambda line, num_steps: None,
+) -> list[Row]:  # fmt: skip
+    """Have every teacher answer and be verified; a row a teacher: what was asked, and how the answers were judged.
+
+    Raises:
+        MotError: as `flows.run.run`.
+    """
+
+    def wanted(outline: Any) -> dict[str, Step]:
+        verdicts: dict[str, Step] = outline.verdicts
+        return verdicts
+
+    found = _run_part(spec, options, watch, announce, wanted)
+    return [{"teacher": teacher, **record.counts} for teacher, record in found.items()]
+
+
+def evaluate_model(
+    spec: Experiment, options: RunOptions, watch: Watcher = lambda step, event: None,
+    announce: Announce = lambda line, num_steps: None,
+) -> list[Row]:  # fmt: skip
+    """Have the spec's untrained student answer the benchmarks; a row a benchmark and split.
+
+    Raises:
+        MotError: as `flows.run.run`.
+    """
+
+    def wanted(outline: Any) -> dict[tuple[str, str], Step]:
+        [asked] = [student for student in outline.students if student.method == "base"]
+        steps = {(name, split): step for name, split, step in asked.evaluations}
+        return steps | {(entry.name, "test"): step for entry, step in asked.harness}
+
+    found = _run_part(spec, options, watch, announce, wanted)
+    return [{"benchmark": name, "split": split, **record.counts} for (name, split), record in found.items()]
+
+
+def _run_part(
+    spec: Experiment, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any
+) -> dict[Any, Published]:
+    """Publish the steps that `wanted` chooses from the experiment's outline, and what they need; their records by its keys."""
+    check_devices(spec, visible_devices())
+    store = Store(options.store).open()
+    world, drawn = prepare(spec, resolve(spec), store, publish=True)
+    outline, _ = outline_of(spec, world)
+    chosen: dict[Any, Step] = wanted(outline)
+    steps = list(walk(list(chosen.values())))
+    with invocation_for(f"{spec.name}-part", world, store, steps, drawn, options, watch, announce) as invocation:
+        from flows.orchestrate import in_flow_run, run_part
+
+        in_flow_run(run_part, invocation.run_id, [step.identity for step in steps])
+        return {key: invocation.records[step.identity] for key, step in chosen.items()}

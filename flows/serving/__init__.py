@@ -1,0 +1,1 @@
+"""Servers, pools, deployments and workers: what `mot up`, `mot down` and `mot deploy` do."""

@@ -1,0 +1,123 @@
+"""A long-running process that `mot up` starts and `mot down` ends: by its pid and start time, so that no other is hit.
+
+Invariant: what a record says was started is either this very process, or gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mot_core.errors import WorkerError
+
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One started process, leader of a session of its own."""
+
+    name: str
+    pid: int
+    started: int
+    """Its start in the kernel's clock ticks since boot: a pid that was given again has another."""
+    url: str | None
+    log: str
+
+    @property
+    def is_alive(self) -> bool:
+        return start_of(self.pid) == self.started
+
+    def stop(self) -> bool:
+        """End it and what it started, kindly at first; whether it was alive."""
+        if not self.is_alive:
+            return False
+        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+            end = time.monotonic() + seconds
+            while self.is_alive and time.monotonic() < end:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self.pid, os.WNOHANG)  # ours, if this very process started it
+                time.sleep(0.05)
+            if not self.is_alive:
+                break
+        return True
+
+
+def start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None for one that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def start(
+    name: str, command: Sequence[str], environment: Mapping[str, str], log: Path, url: str | None = None
+) -> Service:
+    """Start a process that outlives this one; its output goes to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    process.returncode = 0  # it is meant to be left behind: no ResourceWarning
+    started = start_of(process.pid)
+    if started is None:
+        raise WorkerError(f"{name} ended at once; its output: {log}")
+    return Service(name, process.pid, started, url, str(log))
+
+
+def wait_for(service: Service, is_ready: Callable[[], bool], seconds: float) -> None:
+    """Wait until a service serves.
+
+    Raises:
+        WorkerError: it ended, or is not ready in time.
+    """
+    end = time.monotonic() + seconds
+    while not is_ready():
+        if not service.is_alive or time.monotonic() > end:
+            how = "has ended" if not service.is_alive else f"does not answer after {seconds:.0f} s"
+            raise WorkerError(f"{service.name} {how}; the end of {service.log}:\n{tail_of(Path(service.log))}")
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(service.pid, os.WNOHANG)
+        time.sleep(0.1)
+
+
+def tail_of(log: Path, num_lines: int = 8) -> str:
+    """The last lines of a file."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-num_lines:])
+    except OSError:
+        return "(nothing was written)"
+
+
+def free_port(host: str, first: int) -> int:
+    """The first port from `first` on that nobody listens on.
+
+    Raises:
+        WorkerError: none among a hundred.
+    """
+    for port in range(first, first + 100):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((host, port))
+                return port
+    raise WorkerError(
+        f"no free port from {first} to {first + 99} on {host}; give others with --prefect-port, --mlflow-port"
+    )

@@ -1,0 +1,275 @@
+"""Everything that a laptop needs to run experiments from a browser: two servers, their pools, workers, deployments.
+
+    HOME/up.json       what was started: pids, addresses, and the code that was registered
+    HOME/prefect/      Prefect's home and database      HOME/logs/      what the processes print
+    STORE/mlflow.db    MLflow's database, the same that `mot run` writes
+
+Invariant: a second `up` starts only what is not running, and `down` ends exactly what `up` started; databases stay.
+"""
+
+from __future__ import annotations
+
+import configparser
+import fcntl
+import ipaddress
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from flows.run import quiet_prefect
+from flows.serving.deploy import CPU_POOL, POOL, deploy, make_pools
+from flows.serving.services import Service, free_port, start, wait_for
+from mot_core.artifacts import Store
+from mot_core.errors import SpecError, StoreError
+from mot_core.files import write_atomically
+from mot_core.provenance import code_version
+
+STATE = "up.json"
+START_SECONDS = 180.0
+LOOPBACK = "127.0.0.1"
+PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+MLFLOW_AUTH = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """Where servers listen, and where their state and results lie."""
+
+    home: Path = Path(".mot")
+    store: Path = Path("store")
+    host: str = LOOPBACK
+    prefect_port: int = 4200
+    mlflow_port: int = 5000
+    limit: int = 4
+    """Flow runs at once, at most, of a worker."""
+
+
+@dataclass
+class State:
+    """What is running, as `up.json` has it."""
+
+    services: dict[str, Service] = field(default_factory=dict)
+    registered: str | None = None
+    """The code that the deployments were registered from, and with what schedule."""
+
+
+def up(options: UpOptions) -> dict[str, str]:
+    """Start what is not running and register the deployments; the links, `prefect` and `mlflow`.
+
+    Raises:
+        SpecError: an address that others reach without authentication of both servers; servers of one's own are named.
+        WorkerError: a server that does not start.
+    """
+    check_address(options.host)
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        if os.environ.get(name):
+            raise SpecError(
+                f"{name} is set to a server of your own, and up starts servers; unset it, or use your own servers: "
+                "mot deploy --pool NAME registers the deployments there (docs/serving.md)"
+            )
+    quiet_prefect()
+    store = Store(options.store).open()
+    home = options.home.expanduser().resolve()
+    with _locked(home):
+        state = read_state(home)
+        environment = environment_of(home)
+        for begin in (_start_prefect, _start_mlflow):
+            begin(options, home, store, state, environment)
+        links = {name: str(state.services[name].url) for name in ("prefect", "mlflow")}
+        for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
+            wait_for(state.services[name], lambda name=name, path=path: answers(links[name] + path), START_SECONDS)  # type: ignore[misc]
+        environment |= {
+            "PREFECT_API_URL": links["prefect"] + "/api", "MLFLOW_TRACKING_URI": links["mlflow"],
+            "MOT_STORE": str(store.root),
+        }  # fmt: skip
+        _register(home, state, environment)
+        _start_workers(options, home, state, environment)
+    return links
+
+
+def down(home: Path) -> list[str]:
+    """End what `up` started, workers first, and keep every database; the names of what was running."""
+    home = home.expanduser().resolve()
+    if not (home / STATE).is_file():
+        return []
+    with _locked(home):
+        state = read_state(home)
+        order = sorted(state.services.values(), key=lambda service: not service.name.startswith("worker"))
+        ended = [service.name for service in order if service.stop()]
+        write_state(home, State(registered=state.registered))
+    return ended
+
+
+def status(home: Path) -> dict[str, Service]:
+    """What of it runs now, by name."""
+    return {name: one for name, one in read_state(home.expanduser().resolve()).services.items() if one.is_alive}
+
+
+def check_address(host: str) -> None:
+    """Raise `SpecError` unless an address is loopback, or both servers ask who is there."""
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        raise SpecError(
+            f"--host {host!r} is no address; expected one such as {LOOPBACK} (a name could mean several)"
+        ) from None
+    missing = [name for name in (PREFECT_AUTH, *MLFLOW_AUTH) if not os.environ.get(name)]
+    if missing:
+        raise SpecError(
+            f"--host {host} is reached from other machines, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+            f"not set: whoever finds the port could run code here. Set {PREFECT_AUTH} (user:password, Prefect's) and "
+            f"{' and '.join(MLFLOW_AUTH)} (MLflow's administrator), or stay on {LOOPBACK} and use an SSH tunnel"
+        )
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """What servers and workers know, before the servers' addresses are there."""
+    prefect = home / "prefect"
+    prefect.mkdir(parents=True, exist_ok=True)
+    own = {
+        "PREFECT_HOME": str(prefect), "PREFECT_PROFILE": "ephemeral", "PYTHONUNBUFFERED": "1",
+        # A database of one's own, such as Postgres for many runs at once, is taken from the environment.
+        "PREFECT_API_DATABASE_CONNECTION_URL": os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL")
+        or f"sqlite+aiosqlite:///{prefect / 'prefect.db'}",
+    }  # fmt: skip
+    if os.environ.get(PREFECT_AUTH):
+        own["PREFECT_API_AUTH_STRING"] = os.environ[PREFECT_AUTH]
+    # `mot run` says nothing on a terminal; a server's and a worker's log is a file that somebody reads.
+    return {
+        **os.environ,
+        **own,
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }
+
+
+def _start_prefect(options: UpOptions, home: Path, store: Store, state: State, environment: dict[str, str]) -> None:
+    if _runs(state, "prefect"):
+        return
+    port = free_port(options.host, options.prefect_port)
+    url = f"http://{_reached_at(options.host)}:{port}"
+    own = {"PREFECT_UI_API_URL": f"{url}/api"} if options.host == LOOPBACK else {}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", options.host, "--port", str(port)]
+    state.services["prefect"] = start("prefect", command, {**environment, **own}, home / "logs" / "prefect.log", url)
+    write_state(home, state)
+
+
+def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, environment: dict[str, str]) -> None:
+    if _runs(state, "mlflow"):
+        return
+    port = free_port(options.host, options.mlflow_port)
+    url = f"http://{_reached_at(options.host)}:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", options.host, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{store.root / 'mlflow.db'}",
+        "--artifacts-destination", str(store.root / "mlflow-artifacts"),
+    ]  # fmt: skip
+    if options.host != LOOPBACK:
+        command += ["--app-name", "basic-auth", "--allowed-hosts", "*"]
+        environment = environment | _mlflow_authentication(home)
+    state.services["mlflow"] = start("mlflow", command, environment, home / "logs" / "mlflow.log", url)
+    write_state(home, state)
+
+
+def _mlflow_authentication(home: Path) -> dict[str, str]:
+    """MLflow's administrator and session key, in a file that only its owner reads."""
+    user, password = (os.environ[name] for name in MLFLOW_AUTH)
+    config = configparser.ConfigParser(interpolation=None)
+    config["mlflow"] = {
+        "default_permission": "READ", "database_uri": f"sqlite:///{home / 'mlflow-auth.db'}",
+        "admin_username": user, "admin_password": password,
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+    }  # fmt: skip
+    path = home / "mlflow-auth.ini"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        config.write(file)
+    return {"MLFLOW_AUTH_CONFIG_PATH": str(path), "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32)}
+
+
+def _register(home: Path, state: State, environment: dict[str, str]) -> None:
+    registered = json.dumps(
+        [code_version(), os.environ.get("MOT_NIGHTLY_CRON"), os.environ.get("MOT_NIGHTLY_TIMEZONE")]
+    )
+    if state.registered == registered:
+        return
+    make_pools(environment)
+    deploy(POOL, CPU_POOL, environment)
+    state.registered = registered
+    write_state(home, state)
+
+
+def _start_workers(options: UpOptions, home: Path, state: State, environment: dict[str, str]) -> None:
+    for pool in (POOL, CPU_POOL):
+        name = f"worker {pool}"
+        if not _runs(state, name):
+            command = [
+                sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
+                "--name", f"{pool}-worker", "--limit", str(options.limit), "--no-create-pool-if-not-found",
+            ]  # fmt: skip
+            state.services[name] = start(name, command, environment, home / "logs" / f"{pool}-worker.log")
+            write_state(home, state)
+
+
+def _runs(state: State, name: str) -> bool:
+    return name in state.services and state.services[name].is_alive
+
+
+def _reached_at(host: str) -> str:
+    """The address at which this machine reaches a server that listens there."""
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        return LOOPBACK if address.version == 4 else "[::1]"
+    return f"[{host}]" if address.version == 6 else host
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers; one that asks who is there does."""
+    try:
+        with urlopen(Request(url), timeout=2) as response:
+            return bool(response.status == 200)
+    except URLError as error:
+        return getattr(error, "code", None) in (401, 403)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """One `up` or `down` at a time."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_state(home: Path) -> State:
+    """What `up.json` says; of none, nothing.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    path = home / STATE
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        return State({name: Service(**one) for name, one in document["services"].items()}, document["registered"])
+    except FileNotFoundError:
+        return State()
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}); end the processes that it names by hand, and remove it"
+        ) from None
+
+
+def write_state(home: Path, state: State) -> None:
+    """Say at once what was started: an `up` that is killed leaves nothing behind that `down` does not know."""
+    services = {name: asdict(one) for name, one in state.services.items()}
+    write_atomically(home / STATE, json.dumps({"services": services, "registered": state.registered}, indent=1) + "\n")
