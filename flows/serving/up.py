@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 
 from flows.run import quiet_prefect
 from flows.serving.deploy import CPU_POOL, POOL, deploy, make_pools
-from flows.serving.services import Service, free_port, start, wait_for
+from flows.serving.services import Service, free_port, start, stop_all, wait_for
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import write_atomically
@@ -102,10 +102,11 @@ def down(home: Path) -> list[str]:
         return []
     with _locked(home):
         state = read_state(home)
-        order = sorted(state.services.values(), key=lambda service: not service.name.startswith("worker"))
-        ended = [service.name for service in order if service.stop()]
+        services = list(state.services.values())
+        workers = [service for service in services if service.name.startswith("worker")]
+        ended = stop_all(workers) + stop_all([service for service in services if service not in workers])
         write_state(home, State(registered=state.registered))
-    return ended
+    return [service.name for service in ended]
 
 
 def status(home: Path) -> dict[str, Service]:
