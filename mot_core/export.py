@@ -17,6 +17,7 @@ from mot_core.corpus.card import CARD, student_card
 from mot_core.corpus.licenses import Origin
 from mot_core.errors import StoreError
 from mot_core.files import whole_directory
+from mot_core.model_files import check_model_files
 from mot_core.runs import read_index, teachers_of
 from mot_core.spec import nearest
 
@@ -39,6 +40,7 @@ def export_student(
     index = read_index(run_dir)
     student = final_student(store, index, method, seed, budget)
     source = directory_of(store, student)
+    check_model_files(source, f"step {student['student']['identity']}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise StoreError(f"{out_dir} is not empty; give a new directory")
     with whole_directory(out_dir, sync=False) as unfinished:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mot_core.architectures import active_share
 from mot_core.errors import ModelError
+from mot_core.model_files import check_model_files
 from mot_core.prompts import require_chat_template
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 def load_tokenizer(locator: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer that has a chat template, an end token and a pad token of its own."""
+    _check_local(locator)
     with _explained(locator):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             locator, revision=revision, trust_remote_code=False
@@ -38,6 +40,7 @@ def load_model(
     quantization: str | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A causal language model in `dtype` on a device, in evaluation mode; its linear layers in 4 bits with `nf4`."""
+    _check_local(locator)
     how: dict[str, Any] = {}
     if quantization is not None:
         how = {"quantization_config": _four_bits(quantization, dtype), "device_map": {"": device}}
@@ -70,11 +73,18 @@ def _four_bits(quantization: str, dtype: torch.dtype) -> Any:
 def local_copy(locator: str, revision: str | None) -> Path:
     """The directory of a model: its own, or that of a hub model in the local cache."""
     if Path(locator).is_dir():
+        _check_local(locator)
         return Path(locator)
     from huggingface_hub import snapshot_download
 
     with _explained(locator):
         return Path(snapshot_download(locator, revision=revision, allow_patterns=list(MODEL_FILES)))
+
+
+def _check_local(locator: str) -> None:
+    """Refuse a folder with a pickle also here, since what is loaded now may have come after a spec was checked."""
+    if Path(locator).is_dir():
+        check_model_files(Path(locator), f"model {locator}")
 
 
 def save_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -16,6 +16,7 @@ from mot_core.errors import CompletionError, ModelError, ProblemError, SpecError
 from mot_core.evaluation.harness import check_harness
 from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
+from mot_core.model_files import check_model_files
 from mot_core.sft.vocabulary import check_on_policy
 from mot_core.spec import (
     BUILTIN_METHODS,
@@ -34,7 +35,6 @@ from mot_core.steps import ModelRef, check_import_path, load_object
 UNTRAINED_STUDENT, JUDGE = "untrained student", "the judge"
 """Names in `World.models` beside the teachers'; with a space, so that no teacher can have them."""
 _TOKENIZER_FILES = ("tokenizer", "chat_template", "special_tokens_map", "added_tokens", "vocab", "merges")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,18 @@ def model_ref(model: Model, where: str) -> ModelRef:
 
 
 def check_model_directory(directory: Path, where: str) -> None:
-    """Raise `ModelError` unless a directory holds a safetensors model whose tokenizer has a chat template."""
+    """Raise `ModelError` unless a directory holds a safetensors model, no pickle, and a chat template."""
     if not (directory / "config.json").is_file():
         raise ModelError(f"{where}: {directory} has no config.json; expected a model directory")
+    check_model_files(directory, where)
     if not any(directory.glob("*.safetensors")):
-        pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
-        found = f"; found {', '.join(pickles)}, which are pickles and are never loaded" if pickles else ""
-        raise ModelError(f"{where}: {directory} has no *.safetensors{found}; save it with safetensors")
+        raise ModelError(f"{where}: {directory} has no *.safetensors; save the model with safetensors")
+    if (directory / "adapter_config.json").exists():
+        # transformers would load the model that this file names, wherever it lies, in place of the one here.
+        raise ModelError(
+            f"{where}: {directory} holds adapter_config.json beside a whole model; expected one of both: merge the adapter "
+            "into its model first (mot merge), or move the file away"
+        )
     if not _has_chat_template(directory):
         raise ModelError(
             f"{where}: the tokenizer in {directory} has no chat template; expected chat_template.jinja, or "

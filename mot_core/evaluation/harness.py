@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mot_core.errors import ModelError, MotError, ProblemError, SpecError, StoreError, WorkerError
 from mot_core.files import read_jsonl, sha256_of
 from mot_core.identity import fingerprint
+from mot_core.model_files import check_model_files
 from mot_core.processes import clean_environment
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def run_harness(context: StepContext) -> dict[str, Any]:
     if folder is not None and folder_identity(folder, where) != content:
         raise SpecError(f"{where}: the files in {folder} have changed since the run was planned; run it again")
     model = Path(context.model_dir("student"))
+    if model.is_dir():
+        check_model_files(model, where)
     asked = ("tasks", "num_fewshot", "limit", "apply_chat_template", "system_instruction", "gen_kwargs", "model_args",
              "batch_size", "seed", "lm_eval")  # fmt: skip
     request = {

@@ -26,6 +26,7 @@ from mot_core.merging.rules import rule_named
 from mot_core.merging.stage import MergeSettings, check_weights, merge_models
 from mot_core.merging.tensors import MappedFiles, read_header
 from mot_core.merging.tokenizers import tokenizer_warnings
+from mot_core.model_files import check_model_files
 from mot_core.provenance import package_versions
 from mot_core.spec import local_directory
 
@@ -125,6 +126,7 @@ def _directory(model: str, revision: str | None) -> Path:
     """Where a model lies: its directory, or the hub's copy of it (adapters too)."""
     found = local_directory(model)
     if found is not None:
+        check_model_files(found, f"model {model!r}")
         return found
     if model.count("/") != 1 or model.startswith((".", "~", "/")):
         raise MergeError(f"model {model!r} is no directory here, and no hub id (owner/name)")
@@ -134,7 +136,12 @@ def _directory(model: str, revision: str | None) -> Path:
 
 
 def _previous(recipe: Recipe) -> Path | None:
-    return Path(recipe.previous).expanduser() if recipe.previous is not None else None
+    if recipe.previous is None:
+        return None
+    previous = Path(recipe.previous).expanduser()
+    if previous.is_dir():
+        check_model_files(previous, f"previous {recipe.previous!r}")
+    return previous
 
 
 def _finish_config(recipe: Recipe, start: BranchFiles | None, branches: Sequence[BranchFiles], out: Path) -> None:

@@ -21,6 +21,7 @@ from mot_core.merging.card import CARD, Lineage, card_text
 from mot_core.merging.plan import INDEX, BranchFiles, Plan, inspect, make_plan
 from mot_core.merging.rules import Rule, rule_named
 from mot_core.merging.tensors import FLOATS, Output, ShardWriter
+from mot_core.model_files import check_model_files
 
 if TYPE_CHECKING:
     from mot_core.runner import StepContext
@@ -55,6 +56,8 @@ def merge_branches(context: StepContext) -> dict[str, Any]:
 
     spec = context.spec
     start = inspect("start", local_copy(context.model_dir("student"), context.step.locators.get("student_revision")))
+    for role, path in context.parents("branch/"):
+        check_model_files(path, role)
     branches = [inspect(role.removeprefix("branch/"), path) for role, path in context.parents("branch/")]
     weights = _weights(context, [branch.name for branch in branches])
     previous = context.parents("previous")
@@ -176,6 +179,8 @@ def _state(rule_name: str, rule: Rule, plan: Plan, previous: Path | None) -> Bra
     """What the rule carried from the previous merge, if there is one."""
     if previous is None or not rule.keeps_state:
         return None
+    if (previous / STATE_DIR).is_dir():
+        check_model_files(previous / STATE_DIR, "previous")
     state = inspect("previous", previous / STATE_DIR, STATE)
     expected = {output.key: output.shape for output in plan.outputs if output.dtype in FLOATS}
     if state.metadata.get("rule") != rule_name or state.shapes != expected:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mot_core.files import sync_directory, sync_file
+from mot_core.model_files import check_model_files
 from mot_core.sft.optimizers import held_state
 from mot_core.sft.ranks import Ranks, own_part
 
@@ -69,6 +70,7 @@ class Checkpoints:
         directory = self.directory if self.directory.exists() else self.previous
         if not directory.exists():
             return 0, []
+        check_model_files(directory, "checkpoint")
         state = json.loads((directory / "state.json").read_text())
         if (state["layout"], state["processes"]) != (self.layout, self.ranks.count):
             log.warning("the checkpoint after step %d is of another layout: the branch starts over", state["step"])
