@@ -8,7 +8,8 @@
     STORE/logs/<identity>.log    what the step's worker printed
     STORE/runs/<run id>/         one invocation: index, summary, report (not content-addressed)
 
-Invariant: a step exists if and only if its manifest does, and a published step's files are never changed.
+Invariant: a step exists if and only if its manifest does, and a published step's files are never changed. An entry of
+these folders is never a link, so what is written for an identity lands in the store.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.errors import StoreError
-from mot_core.files import explain_disk_errors, sha256_of, sync_directory, sync_file, write_atomically
+from mot_core.files import entry_name, explain_disk_errors, sha256_of, sync_directory, sync_file, write_atomically
 from mot_core.locks import FileLock, Lock
 from mot_core.steps import Step
 
@@ -111,16 +112,24 @@ class Store:
     # -- places ----------------------------------------------------------------------------------------
 
     def object_dir(self, identity: str) -> Path:
-        return self.root / "objects" / identity
+        return self._place("objects", identity)
 
     def work_dir(self, identity: str) -> Path:
-        return self.root / "tmp" / identity
+        return self._place("tmp", identity)
 
     def log_path(self, identity: str) -> Path:
-        return self.root / "logs" / f"{identity}.log"
+        return self._place("logs", identity, ".log")
 
     def lock(self, identity: str) -> Lock:
-        return FileLock(self.root / "locks" / f"{identity}.lock")
+        return FileLock(self._place("locks", identity, ".lock"))
+
+    def _place(self, folder: str, identity: str, suffix: str = "") -> Path:
+        path = self.root / folder / f"{entry_name(identity, 'identity')}{suffix}"
+        if path.is_symlink():
+            raise StoreError(
+                f"store {self.root}: {path.relative_to(self.root)} is a symbolic link to {str(path.readlink())!r}; remove it"
+            )
+        return path
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -138,8 +147,8 @@ class Store:
 
     def manifests(self) -> Iterator[Manifest]:
         """Every published step's manifest."""
-        for entry in sorted((self.root / "objects").iterdir()) if (self.root / "objects").is_dir() else ():
-            found = self.manifest(entry.name)
+        for entry in sorted((self.root / "objects").glob("*/")) if (self.root / "objects").is_dir() else ():
+            found = self.manifest(entry.name) if (entry / MANIFEST).is_file() else None
             if found is not None:
                 yield found
 
@@ -229,7 +238,7 @@ def _clear(work_dir: Path, scratch: bool) -> None:
     """Remove a work directory's scratch entries (dot names), or all the others."""
     for entry in list(work_dir.iterdir()):
         if entry.name.startswith(".") == scratch:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def find_all(store: Store, identities: list[str]) -> dict[str, Published | None]:

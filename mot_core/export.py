@@ -16,7 +16,7 @@ from mot_core.artifacts import MANIFEST, Manifest, Store
 from mot_core.corpus.card import CARD, student_card
 from mot_core.corpus.licenses import Origin
 from mot_core.errors import StoreError
-from mot_core.files import whole_directory
+from mot_core.files import inside, whole_directory
 from mot_core.model_files import check_model_files
 from mot_core.runs import read_index, teachers_of
 from mot_core.spec import nearest
@@ -77,7 +77,7 @@ def card_of(store: Store, index: dict[str, Any], student: dict[str, Any]) -> str
 def directory_of(store: Store, student: dict[str, Any]) -> Path:
     """Where the weights of one of an index's students lie."""
     place = student["student"]
-    return store.object_dir(place["identity"]) / (place["subdirectory"] or "")
+    return inside(store.object_dir(place["identity"]), place["subdirectory"] or "", "an index's subdirectory")
 
 
 def final_student(

@@ -10,12 +10,53 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mot_core.errors import MotError, StoreError
+
+_ENTRY = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+
+def entry_name(name: str, what: str) -> str:
+    """A name that a file or directory may be given from a spec, an index or a command: one part of a path, in ASCII.
+
+    Raises:
+        StoreError: anything else, such as `..`, a path, an empty name or one with a line break.
+    """
+    if _ENTRY.fullmatch(name) is None or set(name) == {"."}:
+        shown = ascii(name) if len(name) <= 80 else f"{name[:80]!a}…, {len(name)} characters"
+        raise StoreError(f"{what} {shown} names no place; expected 1 to 200 of the letters A-Z a-z, digits and . _ -")
+    return name
+
+
+def inside(directory: Path, part: str, what: str) -> Path:
+    """A place below a directory, given by a relative path that an index holds; the directory itself for an empty one.
+
+    Raises:
+        StoreError: a path that leads out of the directory, by `..`, an absolute path or a link.
+    """
+    place = directory / part
+    if "\0" in part or ".." in Path(part).parts or not place.resolve().is_relative_to(directory.resolve()):
+        raise StoreError(f"{what} {part!r} leads out of {directory}; expected a path below it")
+    return place
+
+
+def refuse_links(directory: Path, what: str) -> None:
+    """
+    Raises:
+        StoreError: the directory, or anything in it, is a symbolic link: what is written there would land elsewhere.
+    """
+    found = directory if directory.is_symlink() else None
+    for path in directory.rglob("*") if found is None else ():
+        if path.is_symlink():
+            found = path
+            break
+    if found is not None:
+        raise StoreError(f"{what}: {found} is a symbolic link to {str(found.readlink())!r}; remove it")
 
 
 def sha256_of(path: Path) -> str:

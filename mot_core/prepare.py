@@ -7,6 +7,7 @@ where they are published, else anew. Invariant: with `publish` off nothing is wr
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +37,7 @@ def prepare(spec: Experiment, world: World, store: Store | None, *, publish: boo
         for step in walk([overlap]):
             known = store.find(step.identity) if store is not None and place is not store else None
             if known is not None:
-                place.object_dir(step.identity).symlink_to(known.path)
+                shutil.copytree(known.path, place.object_dir(step.identity))
             records.append(run_here(step, place))
         return _settled(world, records[-1]), records if publish else []
 

@@ -14,14 +14,19 @@ from typing import Any
 
 from mot_core.artifacts import Store
 from mot_core.errors import StoreError
-from mot_core.files import write_atomically
+from mot_core.files import entry_name, refuse_links, write_atomically
 from mot_core.spec import nearest
 
 INDEX, SUMMARY = "index.json", "summary.json"
 
 
 def new_run_dir(store: Store, name: str, spec_identity: str) -> Path:
-    """A fresh directory named after experiment, spec and count: no clock in a run's name."""
+    """A fresh directory named after experiment, spec and count: no clock in a run's name.
+
+    Raises:
+        StoreError: a name that is no part of a path.
+    """
+    entry_name(name, "run")
     for count in itertools.count(1):
         path = store.root / "runs" / f"{name}-{spec_identity[:8]}-{count:03d}"
         try:
@@ -48,7 +53,7 @@ def find_run_dir(store: Store, run: str) -> Path:
     """A run's directory by its id, or by the start of its id (the newest that fits).
 
     Raises:
-        StoreError: no such run, with the nearest right one.
+        StoreError: no such run, with the nearest right one; a run with a symbolic link in it.
     """
     runs = store.root / "runs"
     names = sorted(path.name for path in runs.iterdir()) if runs.is_dir() else []
@@ -56,7 +61,9 @@ def find_run_dir(store: Store, run: str) -> Path:
     if not fitting:
         known = ", ".join(names[-5:]) or "none yet"
         raise StoreError(f"no run {run!r} in {store.root}; {nearest(run, names)}the last ones: {known}")
-    return runs / max(fitting, key=lambda name: (runs / name).stat().st_mtime)
+    found = runs / max(fitting, key=lambda name: (runs / name).lstat().st_mtime)
+    refuse_links(found, f"run {found.name}")
+    return found
 
 
 def teachers_of(spec: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:

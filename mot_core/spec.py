@@ -139,6 +139,10 @@ class Table(Spec):
     def _data_files_of_a_hub(self) -> Table:
         if self.data_files is not None and (self.hub is None or self.config is not None):
             raise ValueError("data_files names files of a hub repository: give hub with it, and no config")
+        if self.data_files is not None and (self.data_files.startswith("/") or ".." in Path(self.data_files).parts):
+            raise ValueError(
+                f"data_files {self.data_files!r} leads out of the repository; give a pattern from its top, without '..'"
+            )
         return self
 
     def record(self, file_identity: str | None) -> dict[str, Any]:
@@ -880,5 +884,8 @@ def local_directory(model: str) -> Path | None:
         from mot_core.lab import lab_model_path
 
         return lab_model_path(model.removeprefix("lab:"))
-    path = Path(model).expanduser()
-    return path if path.is_dir() else None
+    try:
+        path = Path(model).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError):  # a name too long for any file, a home directory of nobody
+        return None

@@ -105,12 +105,16 @@ def files_identity(file: str, where: str) -> str:
     Raises:
         ProblemError: nothing there.
     """
-    if "*" not in file:
+    try:
         path = Path(file).expanduser()
-        if not path.is_file():
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long for any file, a home directory of nobody
+        raise ProblemError(f"{where}: {file[:200]!a} cannot be a path: {error}; expected a file") from None
+    if "*" not in file:
+        if not is_file:
             raise ProblemError(f"{where}: {file!r} does not exist; expected JSONL, CSV or parquet")
         return sha256_of(path)
-    path = Path(file).expanduser().absolute()
+    path = path.absolute()
     paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not paths:
         raise ProblemError(f"{where}: {file!r} matches no file; expected JSONL, CSV or parquet")

@@ -23,7 +23,7 @@ from mot_core.analysis.wording import counted
 from mot_core.artifacts import Published, Store
 from mot_core.dag import Do
 from mot_core.errors import SpecError
-from mot_core.files import explain_disk_errors, write_atomically
+from mot_core.files import entry_name, explain_disk_errors, write_atomically
 from mot_core.node_planning import NodePlan
 from mot_core.nodes import Node
 from mot_core.planning import Plan
@@ -101,7 +101,7 @@ class _Running:
 
     def _read(self, planned: Planned, world: World, steps: list[Step]) -> None:
         cell = planned.cell
-        directory = self.run_dir / CELLS / cell.name
+        directory = self.run_dir / CELLS / entry_name(cell.name, "cell")
         directory.mkdir(parents=True)
         write_atomically(directory / "spec.yaml", spec_to_yaml(cell.spec))
         write_index(directory, index_of(cell.spec, world, planned.outline, steps, self.invocation))
