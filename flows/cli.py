@@ -6,6 +6,7 @@ Longer than most: every subcommand with its options, as `mot --help` lists them.
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -221,11 +222,11 @@ def findings(
 def _show_study(run_dir: Path, console: Console) -> None:
     import json
 
-    from flows.show import study_table
+    from flows.show import plain, study_table
 
     record = json.loads((run_dir / "study.json").read_text())
     console.print(study_table(record))
-    console.print(record["text"], markup=False, highlight=False)
+    console.print(plain(record["text"]))
     print(run_dir / "study.html")
 
 
@@ -642,13 +643,19 @@ def _show(run_dir: Path, console: Console) -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours end in one message and status 1, never in a traceback."""
+    """Entry point: errors of ours end in one message and status 1, never in a traceback; what is printed of any error holds
+    no secret."""
     from mot_core.errors import MotError
+    from mot_core.secrets import masked
+    from mot_core.text import visible
 
     try:
         app()
     except MotError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(visible(masked(f"{type(error).__name__}: {error}"), keep_layout=True), file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        print(visible(masked(traceback.format_exc()), keep_layout=True), file=sys.stderr, end="")
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is published", file=sys.stderr)

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from mot_core.steps import Step
+from mot_core.text import visible
 
 PLAIN_SECONDS = 20.0
 _UNITS = {"steps": "steps", "batches": "batches", "tensors": "tensors"}
@@ -73,7 +74,7 @@ class LiveView:
         if "loss" in event:
             rate = f"{rate} loss {event['loss']:.3f}"
         if step.identity not in self.lines:
-            self.lines[step.identity] = self.progress.add_task(step.label, total=event["total"], rate=rate)
+            self.lines[step.identity] = self.progress.add_task(visible(step.label), total=event["total"], rate=rate)
         self.progress.update(self.lines[step.identity], completed=event["done"], total=event["total"], rate=rate)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_plain > PLAIN_SECONDS:
@@ -95,4 +96,4 @@ class LiveView:
             self._print(f"[{len(self.done)}/{self.total}] {step.label}")
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mot_core.preview import ExamplePreview, Preview, PromptPreview, TokenPreview
 from mot_core.reasoning import opening_mark
-from mot_core.report.text import visible
+from mot_core.text import visible
 
 TITLE = "bold"
 # Neighbouring tokens differ in shade, so that one sees where they meet.

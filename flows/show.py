@@ -1,4 +1,4 @@
-"""Terminal tables for `mot`. Labels and names are printed as text, never as markup."""
+"""Terminal tables for `mot`. Labels, names and values are printed as text, never as markup, with nothing hidden in them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mot_core.node_planning import NodePlan
 from mot_core.nodes import GIB
 from mot_core.planning import Plan
 from mot_core.runs import SUMMARY, read_index
+from mot_core.text import visible
 
 if TYPE_CHECKING:
     from flows.doctor import Check
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
     from mot_core.analysis.compared import Row
 
 
+def plain(value: object) -> Text:
+    """Text of a spec, a model, a server or a library as a terminal may have it."""
+    return Text(visible(value, keep_layout=True))
+
+
 def plan_tables(plan: Plan, list_steps: bool) -> Iterator[Table]:
     """The stages' costs, and if asked every step with its reason."""
     if list_steps:
         table = _table("steps", "step", "do", "why")
         for planned in plan.steps:
-            table.add_row(Text(planned.step.label), planned.action, Text(planned.reason))
+            table.add_row(plain(planned.step.label), planned.action, plain(planned.reason))
         yield table
     table = _table(
         f"plan, {plan.workers} workers", "stage", *["run", "reuse", "tokens", "FLOPs", "peak memory", "disk", "time"]
@@ -120,7 +126,7 @@ def study_table(record: dict[str, Any]) -> Table:
     """A study's table."""
     table = _table(f"{record['study']}, size {record['size']}", *record["columns"])
     for row in record["rows"]:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(plain(cell) for cell in row))
     return table
 
 
@@ -133,7 +139,7 @@ def node_tables(plan: NodePlan, list_steps: bool) -> Iterator[Table | Text]:
         table = _table("steps", "step", "GPUs", "tokens", "FLOPs", "time")
         for one in plan.steps:
             table.add_row(
-                Text(one.step.label),
+                plain(one.step.label),
                 str(one.devices),
                 f"{one.tokens:,.0f}",
                 f"{one.flops:.2g}",
@@ -147,8 +153,8 @@ def node_tables(plan: NodePlan, list_steps: bool) -> Iterator[Table | Text]:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.parts.items() if size >= 0.05 * GIB)
         held = f"; holds {need.requests:.1f} full requests" if need.requests is not None else ""
         table.add_row(
-            Text(need.what), str(need.devices), f"{need.total / GIB:.1f} GiB", f"{need.available / GIB:.1f} GiB",
-            "fits" if need.fits else "DOES NOT FIT", Text(need.refusal or parts + held),
+            plain(need.what), str(need.devices), f"{need.total / GIB:.1f} GiB", f"{need.available / GIB:.1f} GiB",
+            "fits" if need.fits else "DOES NOT FIT", plain(need.refusal or parts + held),
         )  # fmt: skip
     yield table
     columns = [
@@ -184,7 +190,7 @@ def node_tables(plan: NodePlan, list_steps: bool) -> Iterator[Table | Text]:
     )  # fmt: skip
     yield table
     assumed = ", ".join(f"{name} {value:g}" for name, value in vars(plan.assume).items())
-    yield Text(
+    yield plain(
         f"{gpu.name}: {gpu.source}. Models and counts:\n" + "".join(f"  {note}\n" for note in plan.notes)
         + f"Assumed, not measured (docs/planning.md): {assumed}. Drawing, grading and building corpora count as no time."
     )  # fmt: skip
@@ -213,7 +219,7 @@ def run_tables(run_dir: Path) -> Iterator[Table | Text]:
         table = _table(f"{budget}: avg@k on test, 95 % interval over problems", "method", *names)
         for method, entry in methods.items():
             cells = [_score(entry["benchmarks"].get(name)) for name in names]
-            table.add_row(Text(method), *cells)
+            table.add_row(plain(method), *cells)
         yield table
     best = summary["best_single_teacher"]
     table = _table(f"paired differences (best single teacher: {best['dev']} on dev, {best['test_oracle']} on test)",
@@ -222,12 +228,12 @@ def run_tables(run_dir: Path) -> Iterator[Table | Text]:
         if row["a"] == "mot" or row["b"] == best["dev"]:
             low, high = row["ci95"]
             table.add_row(
-                Text(f"{row['a']} − {row['b']}"), row["benchmark"], row["budget"], f"{row['delta']:+.3f}",
+                plain(f"{row['a']} − {row['b']}"), row["benchmark"], row["budget"], f"{row['delta']:+.3f}",
                 f"{low:+.3f} … {high:+.3f}", f"{row['p_value']:.3f}", f"{row['p_value_holm']:.3f}",
             )  # fmt: skip
     yield table
     counts = summary["step_counts"]
-    yield Text(
+    yield plain(
         f"steps: {counts['run']} run, {counts['reused']} reused; {summary['wall_seconds']:.0f} s in all, "
         f"{summary['compute_seconds']:.0f} s computing\nreport: {run_dir / 'report.html'}"
     )
@@ -239,14 +245,14 @@ def sweep_table(sweep: Sweep) -> Table:
     table = _table(f"sweep {sweep.identity}: home avg@k on dev", "method", *[f"{rate:g}" for rate in rates])
     for method, scores in sweep.scores.items():
         cells = [f"{scores[rate]:.3f}" + (" *" if rate == sweep.chosen[method] else "") for rate in rates]
-        table.add_row(Text(method), *cells)
+        table.add_row(plain(method), *cells)
     return table
 
 
 def doctor_table(checks: list[Check]) -> Table:
     table = _table("doctor", "what", "found", "needed for", "state")
     for check in checks:
-        table.add_row(check.what, Text(check.found), check.needed_for, "ok" if check.fine else "MISSING")
+        table.add_row(check.what, plain(check.found), check.needed_for, "ok" if check.fine else "MISSING")
     return table
 
 
@@ -263,9 +269,9 @@ def step_logs(store: Store, run_dir: Path, wanted: str) -> Iterator[str]:
         raise StoreError(f"run {run_dir.name} has no step {wanted!r}; labels begin like {labels} …")
     for step in fitting:
         path = store.log_path(step["identity"])
-        yield f"== {step['label']} ({step['identity'][:12]}, {step['state']})"
+        yield f"== {visible(step['label'])} ({step['identity'][:12]}, {step['state']})"
         if path.is_file():
-            yield from path.read_text(errors="replace").splitlines()
+            yield from (visible(line, keep_layout=True) for line in path.read_text(errors="replace").split("\n")[:-1])
         else:
             yield "(its worker printed nothing, or it ran in one worker with the step listed before it)"
 
@@ -281,7 +287,7 @@ def comparison_tables(
     if settings:
         table = _table("settings that differ", "setting", *names)
         for name, values in settings:
-            table.add_row(Text(name), *(Text(value if len(value) <= 60 else f"{value[:59]}…") for value in values))
+            table.add_row(plain(name), *(plain(value if len(value) <= 60 else f"{value[:59]}…") for value in values))
         yield table
     table = _table(
         "test, mean over seeds, 95 % over problems; adjusted p by Holm over this table",
@@ -289,7 +295,7 @@ def comparison_tables(
     )  # fmt: skip
     for row in rows:
         table.add_row(
-            budget_name(row.budget), row.role, Text(method_name(row.method)),
+            budget_name(row.budget), row.role, plain(method_name(row.method)),
             *("–" if value is None else estimated(value) for value in row.values),
             *("the same" if equal else "–" if one is None else described(one)
               for one, equal in zip(row.differences, row.same, strict=True)),
@@ -300,7 +306,7 @@ def comparison_tables(
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(plain(column), overflow="fold")
     return table
 
 

@@ -8,13 +8,14 @@ import re
 import signal
 from collections.abc import Mapping
 
+from mot_core.secrets import is_secret
+
 _PR_SET_PDEATHSIG = 1
 _PASSED = re.compile(
     r"(PATH|HOME|LANG|LANGUAGE|TMPDIR|TZ|USER|LOGNAME|CC|CXX|CPATH|LIBRARY_PATH|DO_NOT_TRACK"
     r"|(LC|LD|XDG|HF|TRANSFORMERS|VLLM|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|NVIDIA|NCCL|GLOO|UCX|FLASHINFER|HIP|HSA"
     r"|ROCR|ROCM|OMP|GOMP|KMP|MKL|OPENBLAS)_\w+)"
 )
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
 
 
 def die_with_parent() -> None:
@@ -29,8 +30,6 @@ def clean_environment(defaults: Mapping[str, str], forced: Mapping[str, str]) ->
     """What a process of other people's code may know: paths and settings of its libraries, and nothing that looks like a
     secret."""
     passed = {
-        name: value
-        for name, value in os.environ.items()
-        if value and _PASSED.fullmatch(name) and not _SECRET.search(name)
+        name: value for name, value in os.environ.items() if value and _PASSED.fullmatch(name) and not is_secret(name)
     }
     return {**defaults, **passed, **forced}

@@ -13,6 +13,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from mot_core.text import visible
 from tasks.invocation import invocation_of
 
 
@@ -22,8 +23,10 @@ def artifact_key(*parts: str) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """Untrusted text inside a markdown table: no markup, no line breaks."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-!|<>&~])", r"\\\1", re.sub(r"[\x00-\x1f\x7f]+", " ", str(text)))
+    """Untrusted text inside a markdown table: no markup, no line breaks, nothing hidden."""
+    plain = visible(re.sub(r"[\x00-\x1f\x7f]+", " ", str(text)))
+    # With : and @ no address becomes a link by itself; www. would without either.
+    return re.sub(r"([\\`*_{}\[\]()#+\-!|<>&~:@]|(?<=www)\.)", r"\\\1", plain, flags=re.IGNORECASE)
 
 
 @task(name="score table", cache_policy=NO_CACHE, persist_result=False)

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mot_core.files import write_atomically
 from mot_core.locks import FileLock
 from mot_core.provenance import without_credentials
 from mot_core.runs import read_index
+from mot_core.secrets import masked
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import PlannedRun, short_text
 from tasks.tracking_study import plan_study
@@ -208,10 +208,10 @@ def _experiment(client: Any, store: Store, name: str, uri: str) -> str:
 
 
 def _masked(text: str, uri: str) -> str:
-    """A text without the URI's credentials, nor any other URI's."""
+    """A text without the URI's credentials and query, nor any other secret."""
     if uri in text and "://" in uri:
         text = text.replace(uri, uri if uri.startswith("sqlite:///") else without_credentials(uri))
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
+    return masked(text)
 
 
 def _problem(error: Exception, uri: str) -> str:

@@ -14,7 +14,7 @@ from mot_core.analysis.wording import counted
 from mot_core.files import write_atomically
 from mot_core.report.figures.drawing import RenderedFigure
 from mot_core.report.html import template
-from mot_core.report.text import visible
+from mot_core.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ def write_study(run_dir: Path, record: dict[str, Any], table: pd.DataFrame, figu
     """Write study.md, study.html, table.csv and the figure as PNG and SVG, study.json last; the page's path."""
     columns = [visible(name) for name in table.columns]
     rows = [[visible(_cell(value)) for value in row] for row in table.itertuples(index=False)]
-    document = {**record, "text": text, "columns": columns, "rows": rows}
+    document = {**record, "text": visible(text, keep_layout=True), "columns": columns, "rows": rows}
     table.to_csv(run_dir / "table.csv", index=False, lineterminator="\n")
     (run_dir / "figure.svg").write_bytes(figure.svg)
     (run_dir / "figure.png").write_bytes(compact(figure.png))

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from mot_core.completers.base import Source
 from mot_core.completers.endpoint_replies import Answer, Failure, Secret, read_reply, status_failure
 from mot_core.errors import CompletionError, SpecError
+from mot_core.secrets import name_secret
 from mot_core.spec import Endpoint
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def read_key(endpoint: Endpoint) -> Secret:
     variable = endpoint.api_key_env
     if variable is None:
         return Secret(None)
+    name_secret(variable)
     key = os.environ.get(variable, "").strip()
     if not key:
         raise CompletionError(

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from mot_core.completers.concurrency import retry_after_seconds
 from mot_core.reasoning import canonical_text, from_parts
+from mot_core.secrets import HIDDEN
 
-HIDDEN = "[hidden]"
 MESSAGE_CHARACTERS = 300
 NO_USAGE = "the endpoint reported no usage: its tokens are not known"
 

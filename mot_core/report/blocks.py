@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mot_core.report.figures.drawing import RenderedFigure
-from mot_core.report.text import visible
+from mot_core.text import visible
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from mot_core.report.figures.drawing import style
 from mot_core.report.measures import Measures
 from mot_core.report.sections import making, merging, outcome, record, training
 from mot_core.report.tables import headline_frame, write_tables
-from mot_core.report.text import visible
 from mot_core.results import Results
+from mot_core.text import visible
 
 
 def write_report(results: Results, out_dir: Path) -> Path:

@@ -1,17 +1,15 @@
-"""Text from models and users, made safe to show: nothing in it can hide, reorder or overrun the page.
+"""Text from models and users on a page, in a figure, a cell or LaTeX: nothing in it can hide, reorder or overrun.
 
-Invariant: what these functions return encodes as UTF-8 and holds no control or formatting character except
-the newline and tab that `visible(..., keep_layout=True)` keeps. HTML escaping is the template's (autoescape).
+Invariant: as `mot_core.text`, which they build on. HTML escaping is the template's (autoescape).
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-# Controls, bidirectional and zero-width formats, lone surrogates, private use, unassigned, line separators.
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+from mot_core.text import visible
+
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -19,14 +17,6 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 _LATEX_SYMBOLS = {"−": "$-$", "±": r"$\pm$", "·": r"$\cdot$", "–": "--", "—": "---", "×": r"$\times$"}
-
-
-def visible(value: object, *, keep_layout: bool = False) -> str:
-    """The text with every hidden character shown: ␇ for a control, ⟨U+202E⟩ for the others."""
-    text = str(value)
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_show(character, keep_layout) for character in text)
 
 
 def clipped(value: object, max_chars: int) -> tuple[str, str]:
@@ -73,17 +63,6 @@ def as_yaml(value: Any) -> str:
 
     dumped = yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True, width=100, default_flow_style=False)
     return visible(dumped, keep_layout=True)
-
-
-def _show(character: str, keep_layout: bool) -> str:
-    code = ord(character)
-    if keep_layout and character in "\n\t":
-        return character
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    return f"⟨U+{code:04X}⟩" if unicodedata.category(character) in _HIDDEN_CATEGORIES else character
 
 
 def _plain(value: Any) -> Any:

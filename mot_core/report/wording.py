@@ -11,7 +11,7 @@ import pandas as pd
 
 from mot_core.report.measures import Measures
 from mot_core.report.palette import budget_name, method_name
-from mot_core.report.text import visible
+from mot_core.text import visible
 
 SIGNIFICANT = 0.05
 INTERVAL = "95 % percentile bootstrap over problems, seeds averaged within a problem"

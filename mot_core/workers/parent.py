@@ -4,7 +4,8 @@ It reads commands from standard input and writes events to standard output, a JS
     in   {"job": id, "steps": [...], "store": path, "settings": {...}, "logs": [...]}   {"kill": id}   {"halt": true}
     out  {"ready": pid}   {"job": id, "line": text}   {"job": id, "event": ...}   {"job": id, "exit": code}
 End of input means that the flow process is gone: every worker is killed. The parent has one thread, so that
-forking is safe; it never runs torch code itself.
+forking is safe; it never runs torch code itself. What a worker prints and raises passes here, without secrets and with
+every hidden character visible.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.processes import die_with_parent
+from mot_core.secrets import masked, name_secret, names_in
+from mot_core.text import log_line, visible
 
 
 def main() -> None:
@@ -78,9 +81,9 @@ class Parent:
             else:
                 self.start(command)
         elif channel == "events":
-            self.tell({"job": job, **json.loads(line)})
+            self.tell({"job": job, **told(json.loads(line))})
         else:
-            text = line.decode(errors="replace")
+            text = log_line(masked(line.decode(errors="replace")))
             for log in self.logs[job]:
                 log.write(text + "\n")
                 log.flush()
@@ -88,6 +91,8 @@ class Parent:
 
     def start(self, command: dict[str, Any]) -> None:
         job = command["job"]
+        for name in names_in(command["steps"]):
+            name_secret(name)
         events_read, events_write = os.pipe()
         output_read, output_write = os.pipe()
         pid = os.fork()
@@ -138,6 +143,14 @@ class Parent:
             os.write(1, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             self.end()
+
+
+def told(event: dict[str, Any]) -> dict[str, Any]:
+    """A worker's event; an error's message without secrets and hidden characters, since it goes into states and logs."""
+    if "error" not in event:
+        return event
+    message = visible(masked(event["error"]["message"]), keep_layout=True)
+    return {**event, "error": {**event["error"], "message": message}}
 
 
 def work(command: dict[str, Any], events: int, output: int, halted: bool) -> None:

@@ -22,9 +22,10 @@ import pytest
 
 from mot_core.completers import concurrency, openai_completer
 from mot_core.completers.base import Completion, Request, Source, completer_class
-from mot_core.completers.endpoint_replies import HIDDEN, NO_USAGE, Secret, server_message
+from mot_core.completers.endpoint_replies import NO_USAGE, Secret, server_message
 from mot_core.completers.openai_completer import OpenAICompleter
 from mot_core.errors import CompletionError, SpecError
+from mot_core.secrets import HIDDEN
 from mot_core.spec import Endpoint as EndpointSpec
 from mot_core.spec import Sampling
 from tests.endpoint import Call, Endpoint, Reply, reply, status

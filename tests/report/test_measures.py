@@ -17,9 +17,10 @@ from mot_core.report.figures.rank import mean_ranks
 from mot_core.report.figures.training import _drawn_points, losses_along_path
 from mot_core.report.measures import Measures
 from mot_core.report.palette import Palette
-from mot_core.report.text import clipped, drawable, latex, spreadsheet, visible
+from mot_core.report.text import clipped, drawable, latex, spreadsheet
 from mot_core.report.wording import p_text, percent, points, stars
 from mot_core.results import TABLE_COLUMNS, Results
+from mot_core.text import visible
 
 from .fixtures import build_results, empty_results
 

@@ -15,8 +15,8 @@ from mot_core.report.figures.rank import merge_rank
 from mot_core.report.measures import Measures
 from mot_core.report.palette import budget_name, method_name
 from mot_core.report.sections.outcome import slug
-from mot_core.report.text import visible
 from mot_core.report.wording import INTERVAL
+from mot_core.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

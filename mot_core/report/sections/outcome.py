@@ -28,7 +28,6 @@ from mot_core.report.figures.drawing import rendered
 from mot_core.report.figures.forgetting import forgetting, forgetting_table
 from mot_core.report.measures import Measures
 from mot_core.report.palette import budget_about, budget_name, method_about, method_name
-from mot_core.report.text import visible
 from mot_core.report.wording import (
     INTERVAL,
     final_sizes,
@@ -39,6 +38,7 @@ from mot_core.report.wording import (
     sizes,
     stars,
 )  # fmt: skip
+from mot_core.text import visible
 
 _COST_TITLES = {
     "teacher_tokens": "teacher tokens", "training_tokens": "training tokens",

@@ -9,7 +9,8 @@ import pandas as pd
 from mot_core.report.blocks import Answer, AnswersBlock, CodeBlock, Section, TextBlock, missing, simple_table
 from mot_core.report.measures import Measures
 from mot_core.report.palette import budget_name, method_name
-from mot_core.report.text import as_yaml, clipped, visible
+from mot_core.report.text import as_yaml, clipped
+from mot_core.text import visible
 
 MAX_PROBLEMS = 8
 MAX_ANSWERS = 24  # of one problem

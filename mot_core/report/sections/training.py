@@ -12,8 +12,8 @@ from mot_core.report.figures.training import MAX_POINTS, training_loss
 from mot_core.report.measures import Measures
 from mot_core.report.palette import budget_name, method_name
 from mot_core.report.sections.outcome import slug
-from mot_core.report.text import visible
 from mot_core.report.wording import listing
+from mot_core.text import visible
 
 _COUNTS = (
     "num_examples", "num_dropped_long", "num_cut_long", "num_held_out", "num_planned_steps", "num_steps", "best_step",

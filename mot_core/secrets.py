@@ -1,0 +1,93 @@
+"""Which environment variables hold secrets, and texts without them. Standard library only: the workers' parent imports it.
+
+A secret is the value of a variable whose name says so, of one that a spec names as `api_key_env`, and what stands before
+the @ of a URL. Invariant: what leaves a worker (its lines and errors), and what `mot` prints of an error, is `masked`.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+HIDDEN = "[hidden]"
+SHORTEST = 6
+"""A shorter value (a local server's `none`) is as likely a word of a message, and stays there."""
+_NAME = re.compile(
+    r"(?i)(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH_STRING|CONNECTION_STRING)(_|$)"
+    r"|(KEY|TOKEN|SECRET|PASSWORD)$"
+)
+_USER_OF_URL = re.compile(r"(?<=://)[^/\s\"'`<>]*@")
+_named: set[str] = set()
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable's name says that it holds a secret, or a spec has said so."""
+    return name in _named or _NAME.search(name) is not None
+
+
+def name_secret(name: str) -> None:
+    """Take a variable for a secret's from now on, in this process."""
+    _named.add(name)
+
+
+def names_in(document: Any) -> Iterator[str]:
+    """The variables that a spec, or a part of one as JSON, names as `api_key_env`."""
+    if isinstance(document, dict):
+        if isinstance(document.get("api_key_env"), str):
+            yield document["api_key_env"]
+        for value in document.values():
+            yield from names_in(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from names_in(value)
+
+
+def masked(text: str) -> str:
+    """A text without this process's secrets, as they are, quoted for a URL or JSON, or in base64; nor what stands before the @
+    of any URL."""
+    pattern = _pattern(frozenset(_secrets()))
+    text = pattern.sub(HIDDEN, text) if pattern is not None else text
+    return _USER_OF_URL.sub("***@", text)
+
+
+def _secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if is_secret(name):
+            yield value.strip()
+        if "://" in value and "@" in value:
+            yield from _of_url(value)
+
+
+def _of_url(url: str) -> Iterator[str]:
+    """User and password, and the password alone, as they stand and decoded."""
+    try:
+        users = urlsplit(url).netloc.rpartition("@")[0]
+    except ValueError:
+        return
+    for one in (users, users.partition(":")[2]):
+        yield one
+        yield unquote(one)
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
+    forms = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
+    return re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))) if forms else None
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield from (secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1])
+    raw = secret.encode("utf-8", "surrogateescape")
+    for before in range(
+        3
+    ):  # where it begins among three bytes decides its letters; those of its ends depend on neighbours
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            letters = encode(b"\0" * before + raw).decode()
+            whole = (len(raw) + before) * 8 // 6
+            yield letters[(before * 8 + 5) // 6 : whole]
