@@ -37,21 +37,22 @@ def generate(
     drawn = problems_step(source, files, role="training", grader=answer_type, label=f"problems of {problems.name}")
     completions = completions_step(generation, teacher, model, drawn, name=teacher.name)
     announce(f"{teacher.name} on {problems}; what is answered is kept in {store.root}", 2)
-    pool = WorkerPool(store, 1, options.checkpoint_seconds)  # one teacher is one job
-    try:
-        counts = _obtain(pool, [drawn, completions], watch)
-    finally:
-        pool.close()
-    by_id = {row["problem_id"]: row for row in read_jsonl(store.object_dir(drawn.identity) / "problems.jsonl")}
-    rows = [
-        {
-            "id": row["key"], "answer_type": answer_type, "family": by_id[row["problem_id"]]["family"],
-            "gold": by_id[row["problem_id"]]["answer"], "completion": row["text"],
-            "question": by_id[row["problem_id"]]["question"], "teacher": teacher.name,
-            **{name: row[name] for name in ("problem_id", "sample_index", "seed", "num_tokens", "finish_reason", "reason")},
-        }
-        for row in read_jsonl(store.object_dir(completions.identity) / ROWS)
-    ]  # fmt: skip
+    with store.in_use(f"mot generate {problems.name}"):
+        pool = WorkerPool(store, 1, options.checkpoint_seconds)  # one teacher is one job
+        try:
+            counts = _obtain(pool, [drawn, completions], watch)
+        finally:
+            pool.close()
+        by_id = {row["problem_id"]: row for row in read_jsonl(store.object_dir(drawn.identity) / "problems.jsonl")}
+        rows = [
+            {
+                "id": row["key"], "answer_type": answer_type, "family": by_id[row["problem_id"]]["family"],
+                "gold": by_id[row["problem_id"]]["answer"], "completion": row["text"],
+                "question": by_id[row["problem_id"]]["question"], "teacher": teacher.name,
+                **{name: row[name] for name in ("problem_id", "sample_index", "seed", "num_tokens", "finish_reason", "reason")},
+            }
+            for row in read_jsonl(store.object_dir(completions.identity) / ROWS)
+        ]  # fmt: skip
     with explain_disk_errors(str(out)):
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as unfinished:

@@ -72,6 +72,7 @@ def plan(
     takes there, and whether it fits."""
     import os
 
+    from flows.index import kept_of
     from flows.run import outline_of
     from flows.show import plan_tables
     from flows.tune import tuning_note
@@ -89,8 +90,9 @@ def plan(
             refused += _plan_for_node(experiment, node, opened, steps, force, console)
             continue
         world = world_of(experiment, opened)
-        _, nodes = outline_of(experiment, world)
-        made = make_plan(experiment, world, nodes, opened, workers or len(os.sched_getaffinity(0)))
+        outline, nodes = outline_of(experiment, world)
+        kept = kept_of(experiment, outline, nodes)
+        made = make_plan(experiment, world, nodes, opened, workers or len(os.sched_getaffinity(0)), kept)
         for table in plan_tables(made, list_steps=steps):
             console.print(table)
         console.print(tuning_note(experiment, world), markup=False, soft_wrap=True)
@@ -492,6 +494,27 @@ def promote(
     opened = Store(store)
     version = promote_student(opened, find_run_dir(opened, run), method, name, alias=alias, seed=seed, budget=budget)
     print(f"{name} version {version}" + (f", alias {alias}" if alias else ""))
+
+
+@app.command(epilog="Example: mot gc --dry-run; then mot gc, and mot gc --forget lab-1a2b3c4d-001")
+def gc(
+    store: StoreOption = Path("store"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go and why")] = False,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="this run goes, too, with what it alone needs; may be given again"),
+    ] = None,
+) -> None:
+    """Remove what no run wants: weights that no spec's `keep` keeps, steps that no run names. What was measured stays, and
+    what is removed is computed again when a run needs it."""
+    from flows.show import removal_tables
+    from mot_core.artifacts import Store
+    from mot_core.removal import remove_unwanted
+
+    found = remove_unwanted(Store(store), forget or (), dry_run=dry_run)
+    console = _console()
+    for part in removal_tables(found, dry_run=dry_run):
+        console.print(part)
 
 
 stored = typer.Typer(no_args_is_help=True, help="The store of results.")

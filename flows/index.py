@@ -9,6 +9,7 @@ from flows.experiment import Evaluated, Outline
 from mot_core.files import sha256_of
 from mot_core.identity import fingerprint
 from mot_core.provenance import git_commit, host_facts, package_versions
+from mot_core.retention import Place, kept_places
 from mot_core.spec import Experiment
 from mot_core.steps import ModelRef, Step
 from mot_core.world import World
@@ -57,6 +58,13 @@ def index_of(
         "steps": [_step_row(step, invocation) for step in steps],
         "provenance": provenance_of(invocation),
     }  # fmt: skip
+
+
+def kept_of(spec: Experiment, outline: Outline, steps: list[Step]) -> set[Place]:
+    """The weights that an experiment keeps, as its spec's `keep` says."""
+    merges = [merge.identity for student in outline.students for _, merge in student.path.merges]
+    finals = [(one.student.source.identity, one.student.subdirectory) for one in outline.students if one.is_final]
+    return kept_places(spec.keep, {step.identity for step in steps}, merges, finals)
 
 
 def provenance_of(invocation: Invocation) -> dict[str, Any]:

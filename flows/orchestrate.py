@@ -41,7 +41,8 @@ class Submitter:
         self.futures: dict[str, PrefectFuture[Any]] = {}
 
     def __call__(self, *steps: Step) -> None:
-        wanted = {step.identity: step for step in steps if step.identity not in self.futures}
+        lacking, known = self.invocation.lacking, self.futures
+        wanted = {step.identity: step for step in steps if step.identity not in known or step.identity in lacking}
         if not wanted:
             return
         first = next(iter(wanted.values()))
@@ -49,6 +50,7 @@ class Submitter:
         upstream = list({id(future): future for future in (self.futures[p.identity] for p in parents)}.values())
         name = first.label if len(wanted) == 1 else _group_label(list(wanted.values()))
         self.invocation.steps.update(wanted)
+        lacking.difference_update(wanted)
         future = (
             TASKS[first.kind].with_options(task_run_name=name).submit(self.invocation.run_id, list(wanted), upstream)
         )

@@ -11,17 +11,18 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flows.experiment import Outline, experiment
-from flows.index import final_students, index_of
+from flows.index import final_students, index_of, kept_of
 from mot_core.artifacts import Published, Store
 from mot_core.errors import SpecError
 from mot_core.files import explain_disk_errors, write_atomically
 from mot_core.prepare import prepare
+from mot_core.retention import Place
 from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
@@ -70,7 +71,8 @@ def run(
     with explain_disk_errors(f"store {store.root}"):
         run_dir = new_run_dir(store, spec.name, spec.identity)
         write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
-    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce) as invocation:
+    kept = kept_of(spec, outline, steps)
+    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce, kept) as invocation:
         write_index(run_dir, index_of(spec, world, outline, steps, invocation))
 
         def conclude() -> None:
@@ -88,13 +90,13 @@ def run(
 @contextlib.contextmanager
 def invocation_for(
     run_id: str, world: World, store: Store, steps: list[Step], drawn: list[Published], options: RunOptions,
-    watch: Watcher, announce: Announce,
+    watch: Watcher, announce: Announce, kept: Iterable[Place],
 ) -> Iterator[Invocation]:  # fmt: skip
     """A registered invocation of these steps, its workers loading already if a step is missing. `drawn` are those
-    that preparing it has published a moment ago."""
+    that preparing it has published a moment ago, `kept` the weights that have to be there in the end."""
     pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
     with registered(Invocation(run_id, store, pool, world, watch), options.halt) as invocation:
-        missing = invocation.look_up(steps, drawn)
+        missing = invocation.look_up(steps, drawn, kept)
         todo = missing + len(drawn)  # what was drawn to know the graph was this run's work, too
         told = f"{run_id}: {len(steps)} steps, {todo} to run, {len(steps) - todo} reused; store {store.root}"
         announce(told, len(steps))
@@ -105,15 +107,17 @@ def invocation_for(
 
 @contextlib.contextmanager
 def registered(invocation: Invocation, halt: Halt) -> Iterator[Invocation]:
-    """An invocation that its flow's tasks can find and that heeds a halt, with Prefect quiet; at the end its workers are stopped."""
-    register(invocation)
-    quiet_prefect()
-    halt.heed(invocation.halt)
-    try:
-        yield invocation
-    finally:
-        invocation.pool.close()
-        forget(invocation.run_id)
+    """An invocation that its flow's tasks can find and that heeds a halt, with Prefect quiet; nothing is removed from its
+    store meanwhile; at the end its workers are stopped."""
+    with invocation.store.in_use(invocation.run_id):
+        register(invocation)
+        quiet_prefect()
+        halt.heed(invocation.halt)
+        try:
+            yield invocation
+        finally:
+            invocation.pool.close()
+            forget(invocation.run_id)
 
 
 def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: Path, clock: float) -> None:

@@ -15,6 +15,7 @@ from mot_core.errors import StoreError
 from mot_core.node_planning import NodePlan
 from mot_core.nodes import GIB
 from mot_core.planning import Plan
+from mot_core.removal import Removals
 from mot_core.runs import SUMMARY, read_index
 from mot_core.text import visible
 
@@ -247,6 +248,33 @@ def sweep_table(sweep: Sweep) -> Table:
         cells = [f"{scores[rate]:.3f}" + (" *" if rate == sweep.chosen[method] else "") for rate in rates]
         table.add_row(plain(method), *cells)
     return table
+
+
+def removal_tables(found: Removals, *, dry_run: bool) -> Iterator[Table | Text]:
+    """What goes and why, largest first; what stays because of whom; and what that comes to."""
+    if found.removals:
+        table = _table("would go" if dry_run else "removed", "what", "of", "kind", "bytes", "why")
+        for one in sorted(found.removals, key=lambda one: -one.num_bytes):
+            table.add_row(one.what, Text(one.label), one.kind, f"{one.num_bytes:,}", Text(one.why))
+        yield table
+    if found.stays:
+        table = _table("stays", "because of", "keeps", "steps", "bytes", "for it alone")
+        for stay in found.stays:
+            table.add_row(
+                Text(stay.claim),
+                Text(stay.keeps),
+                str(stay.num_steps),
+                f"{stay.num_bytes:,}",
+                f"{stay.num_bytes_alone:,}",
+            )
+        yield table
+    told = "would be removed" if dry_run else "removed"
+    lines = [
+        f"{_bytes(found.num_bytes)} {told}" if found.removals else "nothing to remove: some run wants all that is there"
+    ]
+    if found.users:
+        lines.append(f"in use, so that mot gc would refuse now: {'; '.join(found.users)}")
+    yield Text("\n".join(lines))
 
 
 def doctor_table(checks: list[Check]) -> Table:

@@ -16,6 +16,8 @@ from mot_core.artifacts import Store
 from mot_core.files import write_atomically
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.prepare import prepare
+from mot_core.retention import kept_places
+from mot_core.runs import write_steps
 from mot_core.spec import TRAINED_METHODS, Experiment
 from mot_core.steps import Step
 from mot_core.workers.pool import visible_devices
@@ -83,12 +85,14 @@ def tune(
     store = Store(options.store).open()
     world, drawn = prepare(spec, world, store, publish=True)
     outlines, steps, identity = sweep_outline(spec, world)
-    with invocation_for(
-        f"tune-{spec.name}-{identity[:8]}", world, store, steps, drawn, options, watch, announce
-    ) as invocation:
+    kept = kept_places(spec.keep, {step.identity for step in steps}, (), ())  # its result is scores, and no student
+    run_dir = store.root / "runs" / f"tune-{spec.name}-{identity[:8]}"
+    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce, kept) as invocation:
+        write_steps(run_dir, steps, spec.keep, finished=False)
         from flows.orchestrate import in_flow_run, run_sweep
 
         in_flow_run(run_sweep, spec.model_dump(mode="json"), invocation.run_id)
+        write_steps(run_dir, steps, spec.keep, finished=True)
     scores = read_scores(spec, outlines, store)
     chosen = {method: max(sorted(rates), key=lambda rate: rates[rate]) for method, rates in scores.items()}
     sweep = Sweep(identity, scores, chosen)

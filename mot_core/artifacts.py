@@ -7,9 +7,11 @@
     STORE/locks/<identity>.lock  held by the process that computes a step
     STORE/logs/<identity>.log    what the step's worker printed
     STORE/runs/<run id>/         one invocation: index, summary, report (not content-addressed)
+    STORE/removed/<identity>.json  which weights of a published step were removed (mot_core.removal), written before they go
 
-Invariant: a step exists if and only if its manifest does, and a published step's files are never changed. An entry of
-these folders is never a link, so what is written for an identity lands in the store.
+Invariant: a step exists if and only if its manifest does. A published step's files are never changed; they go with the
+whole step, its manifest first, or they are weights that STORE/removed names: then the step stays published without them.
+An entry of these folders is never a link, so what is written for an identity lands in the store.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from mot_core.errors import StoreError
 from mot_core.files import entry_name, explain_disk_errors, sha256_of, sync_directory, sync_file, write_atomically
 from mot_core.locks import FileLock, Lock
 from mot_core.steps import Step
+from mot_core.usage import in_use
 
 STORE_FORMAT = 2
 MANIFEST = "manifest.json"
@@ -64,13 +68,15 @@ class Published:
     counts: dict[str, Any] = field(default_factory=dict)
     reused: bool = True
     seconds: float = 0.0
+    removed: tuple[str, ...] = ()
+    """Weights that are not there any more."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Published:
-        return cls(**{**record, "path": Path(record["path"])})
+        return cls(**{**record, "path": Path(record["path"]), "removed": tuple(record["removed"])})
 
 
 class Store:
@@ -120,6 +126,9 @@ class Store:
     def log_path(self, identity: str) -> Path:
         return self._place("logs", identity, ".log")
 
+    def removed_path(self, identity: str) -> Path:
+        return self._place("removed", identity, ".json")
+
     def lock(self, identity: str) -> Lock:
         return FileLock(self._place("locks", identity, ".lock"))
 
@@ -130,6 +139,10 @@ class Store:
                 f"store {self.root}: {path.relative_to(self.root)} is a symbolic link to {str(path.readlink())!r}; remove it"
             )
         return path
+
+    def in_use(self, what: str) -> AbstractContextManager[None]:
+        """Nothing is removed from the store while the block takes."""
+        return in_use(self.root / "locks", what)
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -152,10 +165,17 @@ class Store:
             if found is not None:
                 yield found
 
-    def find(self, identity: str, verify: bool = True) -> Published | None:
-        """A published step whose files match their hashes; None, with a warning, if any is damaged."""
+    def find(self, identity: str, verify: bool = True, *, whole: bool = True) -> Published | None:
+        """A published step whose files match their hashes; None, with a warning, if any is damaged. One whose weights were
+        removed is none either, unless `whole` is off: then the record says which are gone."""
         manifest = self.manifest(identity)
         if manifest is None:
+            return None
+        removed = self.removed_files(manifest)
+        if removed and whole:
+            log.info(
+                "%s %s: %s removed by mot gc; the step will be redone", manifest.kind, identity, ", ".join(removed)
+            )
             return None
         if verify:
             damaged = self.damaged_files(manifest)
@@ -164,13 +184,26 @@ class Store:
                 return None
         return Published(
             identity, manifest.kind, self.object_dir(identity), manifest.counts, True,
-            manifest.ended - manifest.started,
+            manifest.ended - manifest.started, removed,
         )  # fmt: skip
 
+    def removed_files(self, manifest: Manifest) -> tuple[str, ...]:
+        """The files of a published step that were removed on purpose and are not there. One that is missing without a
+        record is damage."""
+        try:
+            names = json.loads(self.removed_path(manifest.identity).read_text())["files"]
+        except FileNotFoundError:
+            return ()
+        directory = self.object_dir(manifest.identity)
+        return tuple(name for name in manifest.files if name in names and not (directory / name).exists())
+
     def damaged_files(self, manifest: Manifest) -> list[str]:
-        """What is wrong with a published step's files, a line each; empty when all is well."""
-        damaged = []
+        """What is wrong with a published step's files, a line each; empty when all is well. What was removed on purpose is
+        no damage."""
+        damaged, removed = [], self.removed_files(manifest)
         for name, facts in manifest.files.items():
+            if name in removed:
+                continue
             path = self.object_dir(manifest.identity) / name
             if not path.is_file():
                 damaged.append(f"{name} is missing")
@@ -188,7 +221,7 @@ class Store:
         `compute` writes every file of the step into `work_dir` and returns its counts; names that start with
         a dot are scratch (checkpoints), removed at publication.
         """
-        with explain_disk_errors(f"{step.kind} {step.identity}"), self.lock(step.identity):
+        with explain_disk_errors(f"{step.kind} {step.identity}"), self.in_use(step.label), self.lock(step.identity):
             found = self.find(step.identity)
             if found is not None:
                 return found
@@ -242,7 +275,8 @@ def _clear(work_dir: Path, scratch: bool) -> None:
 
 
 def find_all(store: Store, identities: list[str]) -> dict[str, Published | None]:
-    """`Store.find` for many steps at once; hashing releases the interpreter, so threads help."""
+    """`Store.find` for many steps at once, whether their weights are still there or not; hashing releases the interpreter,
+    so threads help."""
     unique = list(dict.fromkeys(identities))
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(unique, pool.map(store.find, unique), strict=True))
+        return dict(zip(unique, pool.map(lambda identity: store.find(identity, whole=False), unique), strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from typing import Any
 from mot_core.architectures import active_share, architecture_of
 from mot_core.artifacts import Manifest, Published, Store, find_all
 from mot_core.errors import ModelError
+from mot_core.retention import Place, to_compute
 from mot_core.sft.memory import Pass, memory_of, on_policy_memory, teacher_value_bytes
 from mot_core.spec import Experiment, Training
 from mot_core.steps import Step
@@ -73,20 +74,27 @@ class Plan:
         return rows
 
 
-def plan(spec: Experiment, world: World, steps: list[Step], store: Store | None, workers: int) -> Plan:
-    """The plan of an experiment's steps against a store (None: an empty one)."""
+def plan(
+    spec: Experiment, world: World, steps: list[Step], store: Store | None, workers: int, kept: Iterable[Place] = ()
+) -> Plan:  # fmt: skip
+    """The plan of an experiment's steps against a store (None: an empty one); `kept` are the weights that it keeps."""
     manifests = list(store.manifests()) if store is not None else []
     found = find_all(store, [step.identity for step in steps]) if store is not None else {}
     by_kind: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         by_kind.setdefault(manifest.kind, []).append(manifest)
-    missing = {step.identity for step in steps if found.get(step.identity) is None}
+    missing = to_compute(steps, found, kept)
     costs = Costs(spec, world, manifests)
     planned = []
     for step in steps:
         record = found.get(step.identity)
-        action = "run" if record is None else "reuse"
-        reason = _reason(step, by_kind.get(step.kind, []), missing) if record is None else _published(record)
+        action = "run" if step.identity in missing else "reuse"
+        if record is None:
+            reason = _reason(step, by_kind.get(step.kind, []), missing)
+        elif action == "run":
+            reason = f"its weights were removed by mot gc, and {missing[step.identity]}"
+        else:
+            reason = _published(record)
         planned.append(PlannedStep(step, action, reason, *costs.of(step)))
     return Plan(planned, workers)
 
@@ -95,7 +103,7 @@ def _published(record: Published) -> str:
     return f"published as {record.identity[:12]}"
 
 
-def _reason(step: Step, candidates: list[Manifest], missing: set[str]) -> str:
+def _reason(step: Step, candidates: list[Manifest], missing: Collection[str]) -> str:
     """Why a step is not published: how it differs from the nearest one of its kind that is."""
     if not candidates:
         return f"no step of kind {step.kind} is published yet"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from mot_core.artifacts import Store
 from mot_core.errors import StoreError
 from mot_core.files import entry_name, refuse_links, write_atomically
 from mot_core.spec import nearest
+from mot_core.steps import Step
 
-INDEX, SUMMARY = "index.json", "summary.json"
+INDEX, SUMMARY, STEPS = "index.json", "summary.json", "steps.json"
+CELLS = "cells"
 
 
 def new_run_dir(store: Store, name: str, spec_identity: str) -> Path:
@@ -77,6 +79,13 @@ def teachers_of(spec: Mapping[str, Any], student: Mapping[str, Any]) -> list[str
 
 def write_index(run_dir: Path, index: dict[str, Any]) -> None:
     write_atomically(run_dir / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def write_steps(run_dir: Path, steps: Iterable[Step], keep: str, *, finished: bool) -> None:
+    """Which steps a sweep or a study has, so that none of them counts as nobody's, before any index could say so."""
+    rows = [{"identity": step.identity, "kind": step.kind, "label": step.label} for step in steps]
+    run_dir.mkdir(exist_ok=True)
+    write_atomically(run_dir / STEPS, json.dumps({"keep": keep, "finished": finished, "steps": rows}, indent=1) + "\n")
 
 
 def read_index(run_dir: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BudgetName = Literal["matched_path", "matched_compute"]
 Scalar = bool | int | float | str
+Keep = Literal["all", "merged", "last"]
 
 BUILTIN_METHODS = ("base", "std", "mtd", "merge_once", "mot", "ensemble", "shuffled", "shrunk", "splits", "opd", "mot_opd")  # fmt: skip
 TRAINED_METHODS = ("std", "mtd", "merge_once", "mot", "shuffled", "splits", "opd")
@@ -751,6 +752,11 @@ class Experiment(Spec):
     training_seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     evaluation: Evaluation
     tuning: Tuning = Tuning()
+    keep: Keep = Field(
+        "all",
+        description="which weights stay when mot gc removes things: all; merged: every round's merge and the final "
+        "students; last: the final students (docs/retention.md)",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -836,8 +842,8 @@ class Experiment(Spec):
 
     @property
     def identity(self) -> str:
-        """The spec's own hash (description apart, which changes no result)."""
-        return fingerprint(self.model_dump(mode="json", exclude={"description"}))
+        """The spec's own hash (description and what is kept apart, which change no result)."""
+        return fingerprint(self.model_dump(mode="json", exclude={"description", "keep"}))
 
     @property
     def final_round(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from mot_core.artifacts import Published, Store, find_all
 from mot_core.dag import Do
 from mot_core.errors import Halted, StoreError
+from mot_core.retention import Place, to_compute
 from mot_core.steps import Step
 from mot_core.workers.pool import WorkerPool
 from mot_core.world import World
@@ -73,17 +74,27 @@ class Invocation:
     conclude: Callable[[], None] = lambda: None
     phases: Iterable[Callable[[Do], None]] = ()
     """Of a study: what to submit, one after the other, each once what came before is published."""
+    lacking: set[str] = field(default_factory=set)
+    """Steps that were reused without their weights, which a later phase reads: they are to be submitted again."""
     flow_run_id: str | None = None
     failure: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look_up(self, steps: list[Step], drawn: list[Published]) -> int:
-        """Find what is published already, verifying hashes; the number of steps that are missing. `drawn` are this
-        invocation's own work: they count as run."""
+    def look_up(self, steps: list[Step], drawn: list[Published], kept: Iterable[Place] = ()) -> int:
+        """Find what is published already, verifying hashes; the number of steps that have to be computed: those that are
+        missing, and those whose removed weights are read by them or `kept` by the spec. `drawn` are this invocation's own
+        work: they count as run."""
         self.steps.update((step.identity, step) for step in steps)
         self.found.update(find_all(self.store, [step.identity for step in steps]))
-        self.found.update((record.identity, record) for record in drawn)
-        return sum(self.found[step.identity] is None for step in steps)
+        # What was removed before this invocation held the store is missing, drawn or not.
+        self.found.update((record.identity, record) for record in drawn if self.found.get(record.identity) is not None)
+        known = {identity: self.records.get(identity) or self.found.get(identity) for identity in self.steps}
+        wanted = to_compute(list(self.steps.values()), known, kept)
+        for identity in wanted:
+            if identity in self.records:
+                self.lacking.add(identity)
+            self.found[identity] = None
+        return len(wanted)
 
     def obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
         """The published steps, computing what is missing in one worker."""

@@ -119,10 +119,11 @@ class _Planner:
     def experiment(self, inputs: tuple[Input, ...]) -> PlannedRun:
         tables = sorted((self.run_dir / "tables").iterdir())
         places = (("spec.yaml", None), ("report.html", None), ("tables", "tables"), ("figures", "figures"))
-        # The run's own name stays out: two spellings of one spec have one identity.
+        # The run's own name stays out, and what it keeps: two spellings of one spec have one identity.
+        params = dict(flatten({name: value for name, value in self.spec.items() if name != "keep"}))
         return PlannedRun(
             "experiment", None, f"{self.spec['name']} {self.spec_identity[:8]}",
-            self.tags("experiment", self.spec_identity), self.notes, dict(flatten(self.spec)),
+            self.tags("experiment", self.spec_identity), self.notes, params,
             tuple(self.headlines()), inputs, None,
             tuple((self.run_dir / name, place) for name, place in places if (self.run_dir / name).exists()),
             {path.name: sha256_of(path) for path in tables if path.name not in INVOCATION_TABLES},

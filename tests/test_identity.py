@@ -118,7 +118,8 @@ def test_names_descriptions_paths_and_order_of_keys_change_no_step(pico_models: 
     before = identities(pico_models)
     moved = tmp_path / "elsewhere"
     shutil.copytree(pico_models, moved)
-    assert identities(moved, name="other", description="words") == before
+    assert identities(moved, name="other", description="words", keep="last") == before
+    assert pico_experiment(moved, keep="last").identity == pico_experiment(moved).identity
     document = pico_document(pico_models)
     assert identities(pico_models, **{key: document[key] for key in reversed(document)}) == before
 

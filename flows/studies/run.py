@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.experiment import experiment
-from flows.index import index_of, provenance_of
+from flows.index import index_of, kept_of, provenance_of
 from flows.run import Announce, RunOptions, check_devices, outline_of, registered
 from flows.studies.base import Cell, Findings, Planned, Probe, Setup, Study, study_identity
 from mot_core.analysis.outcomes import Outcomes
@@ -28,15 +28,14 @@ from mot_core.node_planning import NodePlan
 from mot_core.nodes import Node
 from mot_core.planning import Plan
 from mot_core.prepare import prepare
-from mot_core.runs import new_run_dir, write_index
+from mot_core.retention import Place
+from mot_core.runs import CELLS, new_run_dir, write_index, write_steps
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
 from mot_core.tables import collect
 from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
 from mot_core.world import World, resolve
 from tasks.invocation import Invocation, Watcher
-
-CELLS = "cells"
 
 
 @dataclass
@@ -51,6 +50,7 @@ class _Running:
     announce: Announce
     num_steps: int = 0
     seen: set[str] = field(default_factory=set)
+    kept: set[Place] = field(default_factory=set)
 
     def phases(self) -> Iterator[Callable[[Do], None]]:
         """What to submit, phase by phase; asked for the next one, a phase that has been computed is read."""
@@ -64,6 +64,7 @@ class _Running:
                 outline, steps = outline_of(cell.spec, world)
                 worlds.append((world, steps))
                 planned.append(Planned(cell, outline))
+                self.kept |= kept_of(cell.spec, outline, steps)
                 drawn += published
             probes = self.study.probes(self.findings.setup, planned)
             self._look_up(number, [steps for _, steps in worlds], [probe.step for probe in probes], drawn)
@@ -76,7 +77,8 @@ class _Running:
         every = {step.identity: step for steps in of_cells for step in steps}
         every.update((step.identity, step) for step in walk(probes))
         fresh = [step for identity, step in every.items() if identity not in self.seen]
-        missing = self.invocation.look_up(fresh, drawn)
+        missing = self.invocation.look_up(fresh, drawn, self.kept)
+        self.name_steps(finished=False)
         self.seen.update(every)
         self.num_steps += len(fresh)
         todo = missing + len({record.identity for record in drawn})
@@ -87,6 +89,11 @@ class _Running:
         )  # fmt: skip
         if missing:
             self.invocation.pool.start()
+
+    def name_steps(self, *, finished: bool) -> None:
+        """Say which steps are this study's, cells' and probes' alike, before its cells' indexes do."""
+        keep = self.findings.setup.base.keep
+        write_steps(self.run_dir, self.invocation.steps.values(), keep, finished=finished)
 
     def _submitting(
         self, cells: Sequence[Cell], worlds: Sequence[tuple[World, list[Step]]], probes: Sequence[Probe]
@@ -121,8 +128,8 @@ def plan_study(study: Study, setup: Setup, store: Store | None, workers: int) ->
     plans = []
     for cell in study.phases[0](setup, Findings(setup, Outcomes())):
         world = world_of(cell.spec, store)
-        _, steps = outline_of(cell.spec, world)
-        made = plan(cell.spec, world, steps, store, workers)
+        outline, steps = outline_of(cell.spec, world)
+        made = plan(cell.spec, world, steps, store, workers, kept_of(cell.spec, outline, steps))
         fresh = [one for one in made.steps if one.step.identity not in seen]
         seen.update(one.step.identity for one in fresh)
         plans.append((cell, Plan(fresh, workers)))
@@ -181,6 +188,7 @@ def run_study(
 
         def conclude() -> None:
             pool.close()
+            running.name_steps(finished=True)
             write_study(run_dir, _record(running, clock, identity), *_said(study, running.findings))
             from tasks.tracking import track_run
 

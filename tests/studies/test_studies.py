@@ -18,6 +18,7 @@ from flows.studies.findings import write_findings
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import read_jsonl
+from mot_core.removal import remove_unwanted
 from mot_core.tables import load_results
 from tests.processes import ROOT, count_published, wait_until
 
@@ -102,6 +103,12 @@ def test_a_second_run_computes_nothing(said: dict[str, list[dict[str, Any]]]) ->
     assert directories[0] != directories[1]
     for name in ("figure.png", "figure.svg", "table.csv"):
         assert (directories[0] / name).read_bytes() == (directories[1] / name).read_bytes()
+
+
+def test_every_step_of_a_study_is_named_by_it(said: dict[str, list[dict[str, Any]]], store: Store) -> None:
+    found = remove_unwanted(store, dry_run=True)
+    assert [one for one in found.removals if one.what in ("step", "weights")] == []
+    assert {"landscape", "confidence"} <= {manifest.kind for manifest in store.manifests()}
 
 
 def test_studies_share_steps(said: dict[str, list[dict[str, Any]]]) -> None:
