@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import MANIFEST, Manifest, Store
-from mot_core.corpus.card import CARD, student_card
-from mot_core.corpus.licenses import Origin
+from mot_core.corpus.card import CARD, LICENSES, student_card
+from mot_core.corpus.licenses import Origin, license_fields, license_section
 from mot_core.errors import StoreError
 from mot_core.files import inside, whole_directory
 from mot_core.model_files import check_model_files
+from mot_core.retention import TOP, lies_in
 from mot_core.runs import read_index, teachers_of
 from mot_core.spec import nearest
 
@@ -43,11 +44,15 @@ def export_student(
     check_model_files(source, f"step {student['student']['identity']}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise StoreError(f"{out_dir} is not empty; give a new directory")
-    with whole_directory(out_dir, sync=False) as unfinished:
+    with store.in_use(f"mot export to {out_dir}"), whole_directory(out_dir, sync=False) as unfinished:
         for path in sorted(source.iterdir()):
             if path.is_file() and path.suffix in _LOADED and path.name not in _OUR_OWN:
                 shutil.copyfile(path, unfinished / path.name)
         (unfinished / CARD).write_text(card_of(store, index, student))
+        origins = _origins(index["spec"], student)
+        if "license_name" in license_fields(origins):  # none that the hub knows: the card links to this file
+            text = license_section("this model", origins)
+            (unfinished / LICENSES).write_text(f"# Licences\n\n{text}\n")
     return out_dir
 
 
@@ -61,17 +66,44 @@ def card_of(store: Store, index: dict[str, Any], student: dict[str, Any]) -> str
         asked = merges[-1].spec["weights"]
         given = merges[-1].counts["weights"] if isinstance(asked, str) else asked  # text: a rule for weights
         weights = dict(zip(branches, given, strict=True))
-    names = teachers_of(spec, student)
-    used = [teacher for teacher in spec["teachers"] if teacher["name"] in names]
-    origins = [Origin("student", spec["student"]["name"], spec["student"]["license"])]
-    origins += [Origin("teacher", teacher["name"], teacher["license"]) for teacher in used]
-    origins.append(Origin("problems", _source_name(spec["problems"]), spec["problems"]["license"]))
+    used = _teachers(spec, student)
     hub = [spec["problems"]["hub"], *(t["rationales"]["hub"] for t in used if t["rationales"] is not None)]
     return student_card(
-        name=f"{spec['name']}: {student['method']}, seed {student['seed']}", base_model=_public_name(spec["student"]),
-        rule=spec["merge"]["rule"], weights=weights, origins=origins,
-        datasets=list(dict.fromkeys(one for one in hub if one)),
+        name=f"{spec['name']}: {student['method']}, seed {student['seed']}", start=_public_name(spec["student"]),
+        base_model=_hub_id(index), rule=spec["merge"]["rule"], weights=weights, origins=_origins(spec, student),
+        datasets=list(dict.fromkeys(one for one in hub if one)), results=_results(store, student),
     )  # fmt: skip
+
+
+def _teachers(spec: dict[str, Any], student: dict[str, Any]) -> list[dict[str, Any]]:
+    names = teachers_of(spec, student)
+    return [teacher for teacher in spec["teachers"] if teacher["name"] in names]
+
+
+def _origins(spec: dict[str, Any], student: dict[str, Any]) -> list[Origin]:
+    """What the student was made from."""
+    start, problems = spec["student"], spec["problems"]
+    return [
+        Origin("student", start["name"], start["license"]),
+        *(Origin("teacher", teacher["name"], teacher["license"]) for teacher in _teachers(spec, student)),
+        Origin("problems", _source_name(problems), problems["license"]),
+    ]
+
+
+def _results(store: Store, student: dict[str, Any]) -> list[list[object]]:
+    """Benchmark, k, avg@k and number of problems, on the test split."""
+    rows: list[list[object]] = []
+    for evaluation in student["evaluations"]:
+        if evaluation["split"] == "test":
+            counts = _manifest(store, evaluation["identity"]).counts
+            rows.append([evaluation["benchmark"], counts["k"], f"{counts['avg_at_k']:.3f}", counts["num_problems"]])
+    return rows
+
+
+def _hub_id(index: dict[str, Any]) -> str | None:
+    """The start's hub id; absent where it is a directory, whose name may be another's on the hub."""
+    reference: str = index["spec"]["student"]["model"]
+    return reference if index["world"]["student"]["locator"] == reference else None
 
 
 def directory_of(store: Store, student: dict[str, Any]) -> Path:
@@ -94,7 +126,7 @@ def final_student(
         raise StoreError(
             f"{method} is the untrained student, {index['spec']['student']['model']}: load it by that name"
         )
-    _verify(store, place["identity"])
+    _verify(store, place["identity"], place["subdirectory"])
     return student
 
 
@@ -114,8 +146,15 @@ def _find(index: dict[str, Any], method: str, seed: int | None, budget: str | No
     )
 
 
-def _verify(store: Store, identity: str) -> None:
-    damaged = store.damaged_files(_manifest(store, identity))
+def _verify(store: Store, identity: str, subdirectory: str | None) -> None:
+    manifest = _manifest(store, identity)
+    removed = [name for name in store.removed_files(manifest) if lies_in(name, subdirectory or TOP)]
+    if removed:
+        raise StoreError(
+            f"step {identity}: {', '.join(removed)} removed by mot gc; run the experiment again with keep=last, merged or "
+            "all (mot run SPEC --set keep=last): what is gone is computed again"
+        )
+    damaged = store.damaged_files(manifest)
     if damaged:
         raise StoreError(f"step {identity} is damaged: {'; '.join(damaged)}; run the experiment again, it is redone")
 

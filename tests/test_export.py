@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from flows.run import RunOptions, run
 from mot_core.artifacts import Store
 from mot_core.errors import StoreError
-from mot_core.export import export_student
+from mot_core.export import card_of, export_student, final_student
 from mot_core.files import sha256_of
+from mot_core.runs import read_index
 from mot_core.tables import load_results
 from tests.pico import pico_document, pico_experiment
 
@@ -44,10 +45,16 @@ def test_the_merged_student_loads_and_is_the_runs(done: tuple[Store, Path], tmp_
     assert {path.name for path in out.iterdir()}.isdisjoint({"manifest.json", "diagnostics.json", "training.jsonl"})
     AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out).chat_template
+    assert GenerationConfig.from_pretrained(out).eos_token_id is not None
     card = (out / "README.md").read_text()
     facts = front_matter(card)
-    assert facts["base_model_relation"] == "merge" and facts["base_model"] == "student"
+    # The start is a directory here: what carries its name on the hub is another model.
+    assert "base_model" not in facts and "base_model_relation" not in facts and "The start was student." in card
     assert facts["license"] == "other" and "mit" in str(facts["license_name"])
+    assert facts["license_link"] == "LICENSE.md" and "| teacher | ann | mit |" in (out / "LICENSE.md").read_text()
+    scores = load_results(run_dir).scores
+    (score,) = scores[(scores.method == "mot") & (scores.split == "test") & (scores.benchmark == "sums")].avg_at_k
+    assert f"| sums | 2 | {score:.3f} | 6 |" in card
     assert "| ann | 0.5 |" in card and "| bob | 0.5 |" in card
     assert "\n# c" not in card, "a licence's text makes no heading"
 
@@ -55,8 +62,29 @@ def test_the_merged_student_loads_and_is_the_runs(done: tuple[Store, Path], tmp_
 def test_a_single_teachers_student_names_that_teacher_alone(done: tuple[Store, Path], tmp_path: Path) -> None:
     store, run_dir = done
     card = (export_student(store, run_dir, "std/ann", tmp_path / "std") / "README.md").read_text()
-    assert front_matter(card)["base_model_relation"] == "finetune"
+    assert "nothing was merged" in card
     assert "| teacher | ann | mit |" in card and "bob" not in card
+
+
+def test_the_hubs_own_reader_takes_the_card(done: tuple[Store, Path], tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    store, run_dir = done
+    data = ModelCard.load(export_student(store, run_dir, "mot", tmp_path / "mot") / "README.md").data.to_dict()
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("transformers", "text-generation", "other")
+    # The same run, as if it had started from a model of the hub under one licence.
+    index = read_index(run_dir)
+    index["spec"]["student"]["model"] = index["world"]["student"]["locator"] = "Qwen/Qwen3-1.7B"
+    for part in (index["spec"]["student"], *index["spec"]["teachers"], index["spec"]["problems"]):
+        part["license"] = "Apache-2.0"
+    for method, relation in (("mot", "merge"), ("std/ann", "finetune")):
+        student = final_student(store, index, method, None, None)
+        card = ModelCard(card_of(store, index, student))
+        assert card.data.to_dict() == {
+            "license": "apache-2.0", "base_model": "Qwen/Qwen3-1.7B", "base_model_relation": relation,
+            "library_name": "transformers", "pipeline_tag": "text-generation",
+            "tags": [*(["merge"] if relation == "merge" else []), "reasoning", "chain-of-thought", "distillation", "merge-of-thought"],
+        }  # fmt: skip
 
 
 def test_what_cannot_be_exported_is_told(done: tuple[Store, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mot_core.corpus.licenses import Origin, clean, front_matter, license_fields
 from mot_core.corpus.tables import COLUMNS
 from mot_core.spec import Corpus
 
-CARD = "README.md"
+CARD, LICENSES = "README.md", "LICENSE.md"
 _MODES = {
     "matched": "the same problems for every teacher: those that all of {matching} {solved}",
     "per_teacher": "for each teacher the problems that it {solved} itself",
@@ -78,19 +78,22 @@ def corpus_card(
 
 
 def student_card(
-    *, name: str, base_model: str, rule: str, weights: Mapping[str, float], origins: Sequence[Origin],
-    datasets: Sequence[str] = (),
+    *, name: str, start: str, base_model: str | None, rule: str, weights: Mapping[str, float], origins: Sequence[Origin],
+    datasets: Sequence[str] = (), results: Sequence[Sequence[object]] = (),
 ) -> str:  # fmt: skip
     """The model card of a student.
 
-    `base_model` is the start's hub id, or its name where it has none; `weights` are those of the last merge by branch,
-    empty for a student of one branch;
-    `origins` are all that the student was made from (the start, the teachers, the problems); `datasets` are hub ids.
+    `start` names what it started from; `base_model` is that one's hub id, absent where it has none, since the hub resolves
+    it; `weights` are those of the last merge by branch, empty for a student of one branch; `origins` are all that the
+    student was made from (the start, the teachers, the problems); `datasets` are hub ids; `results` are rows of benchmark,
+    k, avg@k and number of problems.
     """
+    licence = license_fields(origins)
     fields = {
-        **license_fields(origins),
-        "base_model": clean(base_model),
-        "base_model_relation": "merge" if weights else "finetune",
+        **licence,
+        **({"license_link": LICENSES} if "license_name" in licence else {}),
+        **({"base_model": clean(base_model)} if base_model is not None else {}),
+        **({"base_model_relation": "merge" if weights else "finetune"} if base_model is not None else {}),
         **({"datasets": [clean(dataset) for dataset in datasets]} if datasets else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -99,15 +102,26 @@ def student_card(
     merged = [
         f"A student distilled from {len(weights)} branches by Merge-of-Thought (arXiv 2509.08814) or a variant of it: "
         "branches are fine-tuned on teachers' rationales, and their weights are merged into the next start.",
-        f"The start was {shown(base_model)}. The last merge used the rule {shown(rule)}:",
+        f"The start was {shown(start)}. The last merge used the rule {shown(rule)}:",
         table(["branch", "weight"], [[shown(branch), f"{weight:.6g}"] for branch, weight in weights.items()]),
     ]
-    trained = [f"A student fine-tuned on teachers' rationales. The start was {shown(base_model)}; nothing was merged."]
+    trained = [f"A student fine-tuned on teachers' rationales. The start was {shown(start)}; nothing was merged."]
     parts = [
         f"# {shown(name)}",
         *(merged if weights else trained),
         "Its training text is model output, kept where its final answer was graded as the corpora's card says; the "
         "student may state wrong answers with confidence.",
+        *(
+            [
+                "## Results",
+                table(
+                    ["benchmark, test", "k", "avg@k", "problems"],
+                    [[shown(str(cell)) for cell in row] for row in results],
+                ),
+            ]
+            if results
+            else []
+        ),
         "## Licences",
         license_section("this model", origins),
     ]

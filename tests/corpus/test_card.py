@@ -120,8 +120,8 @@ def test_the_students_card() -> None:
         Origin("teacher", HOSTILE, None), Origin("problems", "boba", None),
     ]  # fmt: skip
     card = student_card(
-        name="student | round 5", base_model="Qwen/Qwen3-8B", rule="mean", weights={"qwq": 0.5, HOSTILE: 0.5},
-        origins=origins, datasets=["inclusionAI/AReaL-boba-Data"],
+        name="student | round 5", start="Qwen/Qwen3-8B", base_model="Qwen/Qwen3-8B", rule="mean", weights={"qwq": 0.5, HOSTILE: 0.5},
+        origins=origins, datasets=["inclusionAI/AReaL-boba-Data"], results=[["aime|24", 16, "0.512", 30]],
     )  # fmt: skip
     fields, body = front(card)
     assert fields == {
@@ -131,6 +131,7 @@ def test_the_students_card() -> None:
     }  # fmt: skip
     assert body.startswith("\n# student \\| round 5\n")
     assert "| qwq | 0.5 |" in body and "| start | Qwen/Qwen3\\-8B | apache\\-2.0 |" in body
+    assert "| aime\\|24 | 16 | 0.512 | 30 |" in body
     assert "| problems | boba | **missing** |" in body and "<script" not in card and "\n---\n# " not in body
     [named] = [line for line in body.splitlines() if line.startswith("Not stated: ")]
     assert named.startswith("Not stated: teacher mit") and "problems boba." in named
