@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import Store
+from mot_core.claims import pin
 from mot_core.errors import SpecError, StoreError
 from mot_core.export import card_of, directory_of, final_student
 from mot_core.identity import canonical_json
@@ -45,6 +46,9 @@ def promote_student(
     tags = _lineage(store, index, student)
     card = card_of(store, index, student)
     uri = tracking_uri(store)
+    place = student["student"]
+    # Before there is a version: a registry's weights never go, whatever becomes of their run.
+    pin(store, place["identity"], place["subdirectory"], f"registered as {name} (mot promote)")
     with tracker(uri) as client:
         known = {model.name for model in client.search_registered_models(f"name = '{name}'")}
         if name not in known:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from mot_core.artifacts import Store
+from mot_core.claims import claims_of
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import sha256_of
 from mot_core.runs import read_index
@@ -48,6 +49,10 @@ def test_a_version_has_card_hash_and_lineage(two_runs: tuple[str, list[Path]], r
     lineage = json.loads(version.tags["mot.lineage"])
     assert lineage["merges"] == [merge["identity"] for merge in student["merges"]] and len(lineage["branches"]) == 4
     assert "license" in version.description and "ann" in version.description
+    # What is registered stays, even if its run is forgotten.
+    (pinned,) = [claim for claim in claims_of(store, without=[run_dir.name]) if claim.name.startswith("pin ")]
+    assert pinned.name.endswith(": registered as pico mot (mot promote)")
+    assert pinned.places == {(student["student"]["identity"], ".")}
     source = client.get_run(version.run_id)
     assert source.data.tags["mot.method"] == "mot" and version.source.startswith("models:/")
 
