@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from flows.studies.base import Setup, Study
     from mot_core.artifacts import Store
+    from mot_core.nodes import Cluster, Node
     from mot_core.spec import Experiment
 
 app = typer.Typer(
@@ -66,10 +67,15 @@ def plan(
     node: Annotated[
         str | None, typer.Option(metavar="COUNTxTYPE", help="plan for this machine, from nothing: 8xH100, 1x24GB, …")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="with --node: plan on where something cannot fit")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="NODESxCOUNTxTYPE", help="plan for several nodes over one store: 4x8xH100, …")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="with --node or --cluster: plan on where something cannot fit")
+    ] = False,
 ) -> None:  # fmt: skip
     """Show the DAG before anything runs: run or reuse and why, and what it will cost by stage. With --node: what it
-    takes there, and whether it fits."""
+    takes there, and whether it fits. With --cluster: which branch goes where, what bounds it, and what more nodes give."""
     import os
 
     from flows.index import kept_of
@@ -82,12 +88,13 @@ def plan(
     from mot_core.prepare import world_of
     from mot_core.spec_files import load_specs
 
+    machine = _machine(node, cluster)
     opened = Store(store) if (store / "store.json").is_file() else None
     console = _console()
     refused: list[str] = []
     for experiment in load_specs(spec, set_):
-        if node is not None:
-            refused += _plan_for_node(experiment, node, opened, steps, force, console)
+        if machine is not None:
+            refused += _plan_for_machine(experiment, machine, opened, steps, force, console)
             continue
         world = world_of(experiment, opened)
         outline, nodes = outline_of(experiment, world)
@@ -100,25 +107,41 @@ def plan(
         raise SpecError("\n".join([*refused, "  --force prints the plan nevertheless"]))
 
 
-def _plan_for_node(
-    experiment: Experiment, node: str, store: Store | None, steps: bool, force: bool, console: Console
+def _machine(node: str | None, cluster: str | None) -> Node | Cluster | None:
+    """What --node or --cluster names; None where neither is given."""
+    from mot_core.errors import SpecError
+    from mot_core.nodes import Cluster, Node
+
+    if node is not None and cluster is not None:
+        raise SpecError(f"--node {node} --cluster {cluster}: one of them; 1x{node} is the cluster of one such node")
+    if cluster is not None:
+        return Cluster.parse(cluster)
+    return Node.parse(node) if node is not None else None
+
+
+def _plan_for_machine(
+    experiment: Experiment, machine: Node | Cluster, store: Store | None, steps: bool, force: bool, console: Console
 ) -> list[str]:
-    """Print one experiment's plan for a node; instead, unless `force`, the lines that say what cannot fit there."""
+    """Print one experiment's plan for a node or a cluster; instead, unless `force`, the lines that say what cannot fit."""
     from flows.run import outline_of
     from flows.show import node_tables
+    from flows.show_cluster import cluster_tables
     from mot_core.node_planning import imagined_world, plan_for_node
-    from mot_core.nodes import Node
+    from mot_core.nodes import Cluster
     from tasks.invocation import PRIORITY
 
-    machine = Node.parse(node)
+    node, num_nodes = (machine.node, machine.count) if isinstance(machine, Cluster) else (machine, 1)
     _, nodes = outline_of(experiment, imagined_world(experiment))
     manifests = list(store.manifests()) if store is not None else []
-    made = plan_for_node(experiment, nodes, machine, PRIORITY, manifests=manifests)
+    made = plan_for_node(experiment, nodes, node, PRIORITY, manifests=manifests, num_nodes=num_nodes)
     if made.refusals and not force:
         return [f"experiment {experiment.name} does not fit {machine}", *(f"  {line}" for line in made.refusals)]
     console.print(f"experiment {experiment.name}", markup=False, highlight=False)
     for part in node_tables(made, list_steps=steps):
         console.print(part)
+    if isinstance(machine, Cluster):
+        for part in cluster_tables(made, list_steps=steps):
+            console.print(part)
     return []
 
 
@@ -156,6 +179,9 @@ def study(
     node: Annotated[
         str | None, typer.Option(metavar="COUNTxTYPE", help="with --plan: for this machine, from nothing: 8xH100, …")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="NODESxCOUNTxTYPE", help="with --plan: for several nodes: 4x8xH100, …")
+    ] = None,
 ) -> None:  # fmt: skip
     """Run a study of the paper's claims to its figure, table and paragraph; started again, it goes on, and what another
     run has computed is not computed again."""
@@ -168,8 +194,9 @@ def study(
     console = _console()
     chosen = study_named(name)
     setup = setup_of(chosen, "full" if full else size, set_ or (), str(store))
-    if plan_only or node is not None:
-        _plan_study(chosen, setup, store, workers, node, console)
+    machine = _machine(node, cluster)
+    if plan_only or machine is not None:
+        _plan_study(chosen, setup, store, workers, machine, console)
         return
     with LiveView(console) as view:
         run_dir = run_study(chosen, setup, RunOptions(store, workers), view.watch, view.announce)
@@ -177,18 +204,17 @@ def study(
 
 
 def _plan_study(
-    chosen: Study, setup: Setup, store: Path, workers: int | None, node: str | None, console: Console
+    chosen: Study, setup: Setup, store: Path, workers: int | None, machine: Node | Cluster | None, console: Console
 ) -> None:
     import os
 
     from flows.show import study_node_table, study_plan_table
-    from flows.studies.run import plan_study, plan_study_for_node
+    from flows.studies.run import plan_study, plan_study_for
     from mot_core.artifacts import Store
-    from mot_core.nodes import Node
 
     opened = Store(store) if (store / "store.json").is_file() else None
-    if node is not None:
-        console.print(study_node_table(chosen, setup, plan_study_for_node(chosen, setup, Node.parse(node), opened)))
+    if machine is not None:
+        console.print(study_node_table(chosen, setup, machine, plan_study_for(chosen, setup, machine, opened)))
         return
     console.print(
         study_plan_table(chosen, setup, plan_study(chosen, setup, opened, workers or len(os.sched_getaffinity(0))))

@@ -13,7 +13,7 @@ from rich.text import Text
 from mot_core.artifacts import Store
 from mot_core.errors import StoreError
 from mot_core.node_planning import NodePlan
-from mot_core.nodes import GIB
+from mot_core.nodes import GIB, Cluster, Node
 from mot_core.planning import Plan
 from mot_core.removal import Removals
 from mot_core.runs import SUMMARY, read_index
@@ -77,13 +77,12 @@ def study_plan_table(study: Study, setup: Setup, plans: list[tuple[Cell, Plan]])
     return table
 
 
-def study_node_table(study: Study, setup: Setup, plans: list[tuple[Cell, NodePlan]]) -> Table:
+def study_node_table(study: Study, setup: Setup, machine: Node | Cluster, plans: list[tuple[Cell, NodePlan]]) -> Table:
     """What each cell of a study adds on another machine; cells run one after the other there, so hours add up."""
     phases = f", phase 1 of {len(study.phases)}" if len(study.phases) > 1 else ""
     columns = ["steps", "GPU memory", "tokens", "FLOPs", "disk", "GPU hours", "hours", "money"]
-    node = plans[0][1].node
     table = _table(
-        f"study {study.name}, size {setup.size}{phases}, on {node}; a shared step in the first cell that has it",
+        f"study {study.name}, size {setup.size}{phases}, on {machine}; a shared step in the first cell that has it",
         "cell",
         *columns,
     )

@@ -1,4 +1,4 @@
-"""The plan of an experiment for a node: memory a GPU, tokens, FLOPs, disk, money and hours by stage, from nothing done.
+"""The plan of an experiment for a node, or for several: memory a GPU, tokens, FLOPs, disk, money and hours by stage, from nothing done.
 
 It is made where neither models, data sets nor keys need to be: `imagined_world` stands for what a run would look up.
 Invariant: nothing is drawn, loaded or asked of a server but, at most, a config.json of the hub. Formulas and their
@@ -8,7 +8,6 @@ Longer than most: what a step costs and when it runs are read together, beside t
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +19,12 @@ from mot_core.fitting import Fitting, Models, Need, published_bytes, weights_and
 from mot_core.identity import fingerprint
 from mot_core.nodes import Assumptions, Node
 from mot_core.planning import STAGES
+from mot_core.scheduling import NodeStep, Place, schedule
 from mot_core.sft.memory import Pass, memory_of
 from mot_core.spec import Engine, Experiment, Model, Teacher, Training
 from mot_core.steps import ModelRef, Step
 from mot_core.workers.pool import union_seconds
-from mot_core.workers.slots import Slots, devices_needed
+from mot_core.workers.slots import devices_needed
 from mot_core.world import JUDGE, UNTRAINED_STUDENT, World
 
 PUBLISHED_ROWS = {
@@ -33,6 +33,9 @@ PUBLISHED_ROWS = {
 }  # fmt: skip
 """Rows of the split that benchmarks are made of, as the data sets' cards say (of big_bench_hard, in each task; of gpqa, in
 gpqa_diamond)."""
+
+ROW_COPIES = 3
+"""Of each completion's text on disk: in the journal, in the completions, in the verdicts."""
 
 
 def imagined_world(spec: Experiment) -> World:
@@ -53,32 +56,26 @@ def imagined_world(spec: Experiment) -> World:
 
 
 @dataclass(frozen=True)
-class NodeStep:
-    """One step on the node. `seconds` are None where the node's rates are not known; `money` where nothing is paid."""
-
-    step: Step
-    devices: int
-    tokens: float = 0.0
-    flops: float = 0.0
-    disk_bytes: float = 0.0
-    host_bytes: float = 0.0
-    seconds: float | None = 0.0
-    money: float | None = None
-
-
-@dataclass(frozen=True)
 class NodePlan:
-    """Every step, parents first, when it would run, and what each kind of work needs of a GPU."""
+    """Every step, parents first, when and where it would run, and what each kind of work needs of a GPU."""
 
     node: Node
     assume: Assumptions
     steps: list[NodeStep]
-    intervals: list[tuple[float, float]] | None
-    """Start and end of each step, seconds from the beginning; None where the node's rates are not known, or where a step
-    takes more devices than it has."""
+    places: list[Place] | None
+    """Of each step; None where the node's rates are not known, or where a step takes more devices than it has."""
     needs: Mapping[str, Need]
     refusals: list[str]
     notes: list[str]
+    urgency: Mapping[str, int]
+    student_bytes: float
+    """Of one student as training publishes it."""
+    num_nodes: int = 1
+
+    @property
+    def intervals(self) -> list[tuple[float, float]] | None:
+        """Start and end of each step, seconds from the beginning."""
+        return [(place.start, place.end) for place in self.places] if self.places is not None else None
 
     def by_stage(self) -> list[dict[str, Any]]:
         """A row a stage. `seconds`: the time in which at least one of its steps runs; stages overlap."""
@@ -87,7 +84,7 @@ class NodePlan:
             own = [index for index, one in enumerate(self.steps) if one.step.facts.get("stage") == stage]
             steps = [self.steps[index] for index in own]
             needs = [need for need in self.needs.values() if need.stage == stage]
-            timed = self.intervals is not None
+            intervals = self.intervals
             rows.append(
                 {
                     "stage": stage, "steps": len(own),
@@ -96,9 +93,10 @@ class NodePlan:
                     "tokens": sum(one.tokens for one in steps), "flops": sum(one.flops for one in steps),
                     "disk_bytes": sum(one.disk_bytes for one in steps),
                     "host_bytes": max((one.host_bytes for one in steps), default=0.0),
-                    "gpu_seconds": sum(one.devices * (one.seconds or 0.0) for one in steps) if timed else None,
-                    "seconds": union_seconds([self.intervals[index] for index in own])
-                    if self.intervals is not None else None,
+                    "gpu_seconds": sum(one.devices * (one.seconds or 0.0) for one in steps)
+                    if intervals is not None else None,
+                    "seconds": union_seconds([intervals[index] for index in own])
+                    if intervals is not None else None,
                     "money": sum(one.money for one in steps if one.money is not None)
                     if any(one.money is not None for one in steps) else None,
                 }
@@ -108,15 +106,15 @@ class NodePlan:
     @property
     def seconds(self) -> float | None:
         """From the first step's start to the last one's end."""
-        return max((end for _, end in self.intervals), default=0.0) if self.intervals is not None else None
+        return max((place.end for place in self.places), default=0.0) if self.places is not None else None
 
 
 def plan_for_node(
     spec: Experiment, steps: list[Step], node: Node, urgency: Mapping[str, int], *, manifests: Iterable[Manifest] = (),
-    assume: Assumptions | None = None, ask_hub: bool = True,
+    assume: Assumptions | None = None, ask_hub: bool = True, num_nodes: int = 1,
 ) -> NodePlan:  # fmt: skip
     """The plan of an experiment's steps, all of them to be run. `urgency`: of each kind, the lowest first, as at the run;
-    `manifests`: of a store, for the numbers of problems that it has drawn.
+    `manifests`: of a store, for the numbers of problems that it has drawn; `num_nodes`: how many such nodes there are.
 
     Raises:
         ModelError: nothing is known of a model.
@@ -126,50 +124,11 @@ def plan_for_node(
     costs = NodeCosts(spec, node, assume, fitting, manifests)
     planned = [costs.of(step) for step in steps]
     timed = all(one.seconds is not None and one.devices <= node.count for one in planned)
-    intervals = schedule(planned, node, urgency) if timed else None
-    return NodePlan(node, assume, planned, intervals, fitting.needs, fitting.refusals(), costs.all_notes())
-
-
-def schedule(planned: list[NodeStep], node: Node, urgency: Mapping[str, int]) -> list[tuple[float, float]]:
-    """Start and end of each step, with the run's own rule for who goes next (`mot_core.workers.slots`): a step starts
-    when its parents have ended and as many devices are free as it takes."""
-    names = [str(index) for index in range(node.count)]
-    slots, now = Slots(names, node.count, shared=False), 0.0
-    number = {one.step.identity: index for index, one in enumerate(planned)}
-    children: dict[int, list[int]] = {}
-    missing = [0] * len(planned)
-    for index, one in enumerate(planned):
-        parents = {number[parent.identity] for _, parent in one.step.parents if parent.identity in number}
-        missing[index] = len(parents)
-        for parent in parents:
-            children.setdefault(parent, []).append(index)
-    times: list[tuple[float, float]] = [(0.0, 0.0)] * len(planned)
-    waiting: set[tuple[int, int]] = set()
-    ending: list[tuple[float, int, tuple[str, ...]]] = []
-
-    def enter(index: int) -> None:
-        turn = (urgency[planned[index].step.kind], index)
-        slots.enter(turn, planned[index].devices)
-        waiting.add(turn)
-
-    for index, count in enumerate(missing):
-        if count == 0:
-            enter(index)
-    while waiting or ending:
-        for turn in sorted(waiting):
-            devices = slots.take(turn)
-            if devices is not None:
-                waiting.discard(turn)
-                end = now + (planned[turn[1]].seconds or 0.0)
-                times[turn[1]] = (now, end)
-                heapq.heappush(ending, (end, turn[1], devices))
-        now, done, devices = heapq.heappop(ending)
-        slots.give_back(devices)
-        for child in children.get(done, []):
-            missing[child] -= 1
-            if missing[child] == 0:
-                enter(child)
-    return times
+    places = schedule(planned, node, urgency, num_nodes) if timed else None
+    student_bytes = published_bytes(spec) * costs.student.parameters
+    return NodePlan(
+        node, assume, planned, places, fitting.needs, fitting.refusals(), costs.all_notes(), urgency, student_bytes, num_nodes
+    )  # fmt: skip
 
 
 @dataclass
@@ -273,7 +232,7 @@ class NodeCosts:
         written = requests * self.assume.share_of_limit * step.spec["sampling"]["max_completion_tokens"]
         read = requests * self.assume.prompt_tokens
         tokens = written + read
-        disk = 3 * self.assume.bytes_per_token * tokens  # journal, completions, verdicts
+        disk = ROW_COPIES * self.assume.bytes_per_token * tokens
         asked, stored = self._asked(step)
         if asked.endpoint is not None:
             prices = (

@@ -66,15 +66,15 @@ class Node:
     gpu: Gpu
 
     @classmethod
-    def parse(cls, text: str) -> Node:
-        """`8xH100`, or `2x24GB` for devices of which only the memory is known.
+    def parse(cls, text: str, option: str = "--node") -> Node:
+        """`8xH100`, or `2x24GB` for devices of which only the memory is known; `option` is what an error calls it.
 
         Raises:
             SpecError: no such form, or a type that is not known.
         """
         match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\S+)", text.strip())
         if match is None or int(match[1]) < 1:
-            raise SpecError(f"--node {text!r}: expected COUNTxTYPE, e.g. 8xH100 or 1x24GB; types: {', '.join(TYPES)}")
+            raise SpecError(f"{option} {text!r}: expected COUNTxTYPE, e.g. 8xH100 or 1x24GB; types: {', '.join(TYPES)}")
         count, name = int(match[1]), match[2]
         memory = re.fullmatch(r"(\d+(?:\.\d+)?)(?:GB|GiB)", name, re.IGNORECASE)
         if memory is not None and float(memory[1]) > 0:
@@ -82,13 +82,39 @@ class Node:
         known = {known.lower(): known for known in TYPES}
         if name.lower() not in known:
             raise SpecError(
-                f"--node {text!r}: GPU type {name!r} is not known; {nearest(name.upper(), TYPES)}known: "
+                f"{option} {text!r}: GPU type {name!r} is not known; {nearest(name.upper(), TYPES)}known: "
                 f"{', '.join(TYPES)}, or a memory alone, e.g. {count}x24GB"
             )
         return cls(count, TYPES[known[name.lower()]])
 
     def __str__(self) -> str:
         return f"{self.count}x{self.gpu.name}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of one kind over one store that all of them reach. A job lies within one of them."""
+
+    count: int
+    node: Node
+
+    @classmethod
+    def parse(cls, text: str) -> Cluster:
+        """`4x8xH100`: four nodes of `8xH100`.
+
+        Raises:
+            SpecError: no such form, or a type that is not known.
+        """
+        match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+\s*[xX×].+)", text.strip())
+        if match is None or int(match[1]) < 1:
+            raise SpecError(
+                f"--cluster {text!r}: expected NODESxCOUNTxTYPE, e.g. 4x8xH100 for four nodes of eight; "
+                f"for one machine --node COUNTxTYPE; types: {', '.join(TYPES)}"
+            )
+        return cls(int(match[1]), Node.parse(match[2], "--cluster"))
+
+    def __str__(self) -> str:
+        return f"{self.count}x{self.node}"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mot_core.dag import Do
 from mot_core.errors import SpecError
 from mot_core.files import entry_name, explain_disk_errors, write_atomically
 from mot_core.node_planning import NodePlan
-from mot_core.nodes import Node
+from mot_core.nodes import Cluster, Node
 from mot_core.planning import Plan
 from mot_core.prepare import prepare
 from mot_core.retention import Place
@@ -136,8 +136,11 @@ def plan_study(study: Study, setup: Setup, store: Store | None, workers: int) ->
     return plans
 
 
-def plan_study_for_node(study: Study, setup: Setup, node: Node, store: Store | None) -> list[tuple[Cell, NodePlan]]:
-    """The same for another machine, from nothing: what each cell of the first phase adds there. Needs no model, data or key.
+def plan_study_for(
+    study: Study, setup: Setup, machine: Node | Cluster, store: Store | None
+) -> list[tuple[Cell, NodePlan]]:
+    """The same for another machine or several, from nothing: what each cell of the first phase adds there. Needs no model,
+    data or key.
 
     Raises:
         SpecError: a cell that does not fit, with the smallest change that would.
@@ -148,12 +151,13 @@ def plan_study_for_node(study: Study, setup: Setup, node: Node, store: Store | N
     seen: set[str] = set()
     plans, refused = [], []
     manifests = list(store.manifests()) if store is not None else []
+    node, num_nodes = (machine.node, machine.count) if isinstance(machine, Cluster) else (machine, 1)
     for cell in study.phases[0](setup, Findings(setup, Outcomes())):
         _, steps = outline_of(cell.spec, imagined_world(cell.spec))
         fresh = [step for step in steps if step.identity not in seen]
         seen.update(step.identity for step in fresh)
-        made = plan_for_node(cell.spec, fresh, node, PRIORITY, manifests=manifests)
-        refused += [f"cell {cell.name} does not fit {node}: {line}" for line in made.refusals]
+        made = plan_for_node(cell.spec, fresh, node, PRIORITY, manifests=manifests, num_nodes=num_nodes)
+        refused += [f"cell {cell.name} does not fit {machine}: {line}" for line in made.refusals]
         plans.append((cell, made))
     if refused:
         raise SpecError("\n".join(dict.fromkeys(refused)))

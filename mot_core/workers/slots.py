@@ -32,6 +32,11 @@ class Slots:
         """How many jobs wait."""
         return len(self._waiting)
 
+    @property
+    def num_free(self) -> int:
+        """Devices that no job has."""
+        return len(self._free)
+
     def enter(self, turn: Turn, num_devices: int) -> None:
         """Join the queue with a need for devices, which a machine without any takes for none.
 

@@ -6,7 +6,7 @@ import pytest
 
 from flows.studies import STUDIES, study_named
 from flows.studies.base import Findings, Setup, setup_of, study_sizes, with_fields
-from flows.studies.run import check_cells, plan_study_for_node
+from flows.studies.run import check_cells, plan_study_for
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.errors import SpecError
 from mot_core.nodes import Node
@@ -111,7 +111,7 @@ def setup() -> Setup:
 def test_a_paper_size_is_planned_for_another_machine_without_anything_here(name: str) -> None:
     setup = setup_of(study_named(name), "paper")
     node = Node.parse("1xH100" if name == "on-policy" else "8xH100")
-    plans = plan_study_for_node(study_named(name), setup, node, None)
+    plans = plan_study_for(study_named(name), setup, node, None)
     steps = [one.step.identity for _, made in plans for one in made.steps]
     assert len(steps) == len(set(steps)), "a shared step counts once"
     assert all(made.seconds is not None and made.seconds > 0 for _, made in plans)
@@ -120,7 +120,7 @@ def test_a_paper_size_is_planned_for_another_machine_without_anything_here(name:
 def test_a_study_that_does_not_fit_is_refused_with_what_would() -> None:
     setup = setup_of(study_named("methods"), "paper")
     with pytest.raises(SpecError, match="cell methods does not fit 1xH100"):
-        plan_study_for_node(study_named("methods"), setup, Node.parse("1xH100"), None)
+        plan_study_for(study_named("methods"), setup, Node.parse("1xH100"), None)
 
 
 @pytest.mark.parametrize(
