@@ -9,7 +9,9 @@ from typing import Any
 
 from flows.run import Announce, RunOptions, check_devices, invocation_for, outline_of
 from mot_core.artifacts import Published, Store
+from mot_core.identity import fingerprint
 from mot_core.prepare import prepare
+from mot_core.runs import write_steps
 from mot_core.spec import Experiment
 from mot_core.steps import Step, walk
 from mot_core.workers.pool import visible_devices
@@ -66,8 +68,11 @@ def _run_part(
     outline, _ = outline_of(spec, world)
     chosen: dict[Any, Step] = wanted(outline)
     steps = list(walk(list(chosen.values())))
-    with invocation_for(f"{spec.name}-part", world, store, steps, drawn, options, watch, announce) as invocation:
+    run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
+    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce, ()) as invocation:
+        write_steps(run_dir, steps, spec.keep, finished=False)
         from flows.orchestrate import in_flow_run, run_part
 
         in_flow_run(run_part, invocation.run_id, [step.identity for step in steps])
+        write_steps(run_dir, steps, spec.keep, finished=True)
         return {key: invocation.records[step.identity] for key, step in chosen.items()}

@@ -38,6 +38,18 @@ def check_paths_within(spec: Experiment, roots: Iterable[Path]) -> None:
             _check(text, field, allowed)
 
 
+def check_models_within(named: Mapping[str, str], roots: Iterable[Path]) -> None:
+    """The same for models by themselves, by the field that names each.
+
+    Raises:
+        SpecError: as `check_paths_within`.
+    """
+    allowed = [_resolved(str(root), "root") for root in roots]
+    for field, text in named.items():
+        if not _is_no_path(text):
+            _check(text, field, allowed)
+
+
 def _check(text: str, field: str, roots: list[Path]) -> None:
     """One path or pattern: where it starts, what it matches, and every link in a folder that it names."""
     start, wild = _split_pattern(text, field)

@@ -28,13 +28,15 @@ from flows.deployed.parameters import (
     generation_of,
     recipe_of,
 )
-from flows.deployed.running import announce, check_code, store_of_worker, within_deployment
+from flows.deployed.running import announce, check_code, confined, within_deployment
 from flows.orchestrate import waiting_threads
-from flows.parts import evaluate_model, verify_rationales
-from flows.run import run
+from flows.parts import Row, evaluate_model, verify_rationales
+from flows.run import RunOptions, run
 from flows.studies import study_named
 from flows.studies.base import setup_of
 from flows.studies.run import run_study
+from mot_core.artifacts import Store
+from mot_core.confinement import check_models_within, data_roots
 from mot_core.errors import MergeError
 from tasks.artifacts import publish_rows
 
@@ -46,23 +48,34 @@ def _deployed(name: str) -> Any:
 @_deployed("experiment")  # type: ignore[untyped-decorator]
 def experiment(parameters: ExperimentParameters) -> None:
     """Merge-of-Thought against its baselines on one experiment, to its report."""
-    spec = experiment_of(parameters)
-    within_deployment(lambda options: run(spec, options, announce=announce))
+
+    def work(options: RunOptions) -> None:
+        run(confined(experiment_of(parameters), options), options, announce=announce)
+
+    within_deployment(work)
 
 
 @_deployed("study")  # type: ignore[untyped-decorator]
 def study(parameters: StudyParameters) -> None:
     """One study of the paper's claims, to its figure, table and paragraph."""
-    chosen = study_named(parameters.study)
-    setup = setup_of(chosen, parameters.size, parameters.overrides, str(store_of_worker()))
-    within_deployment(lambda options: run_study(chosen, setup, options, announce=announce))
+
+    def work(options: RunOptions) -> None:
+        chosen = study_named(parameters.study)
+        setup = setup_of(chosen, parameters.size, parameters.overrides, str(options.store))
+        confined(setup.base, options)
+        run_study(chosen, setup, options, announce=announce)
+
+    within_deployment(work)
 
 
 @_deployed("generate")  # type: ignore[untyped-decorator]
 def generate(parameters: GenerateParameters) -> None:
     """The teachers' rationales of an experiment, verified; an experiment that needs them later finds them."""
-    spec = generation_of(parameters)
-    rows = within_deployment(lambda options: verify_rationales(spec, options, announce=announce))
+
+    def work(options: RunOptions) -> list[Row]:
+        return verify_rationales(confined(generation_of(parameters), options), options, announce=announce)
+
+    rows = within_deployment(work)
     publish_rows(
         "rationales", parameters.preset, rows, "What the teachers were asked, and how their answers were judged"
     )
@@ -71,16 +84,25 @@ def generate(parameters: GenerateParameters) -> None:
 @_deployed("evaluate")  # type: ignore[untyped-decorator]
 def evaluate(parameters: EvaluateParameters) -> None:
     """One model on benchmarks."""
-    spec = evaluation_of(parameters)
-    rows = within_deployment(lambda options: evaluate_model(spec, options, announce=announce))
+
+    def work(options: RunOptions) -> list[Row]:
+        return evaluate_model(confined(evaluation_of(parameters), options), options, announce=announce)
+
+    rows = within_deployment(work)
     publish_rows("scores", parameters.model, rows, f"What {parameters.model} scores")
 
 
 @_deployed("merge")  # type: ignore[untyped-decorator]
 def merge(parameters: MergeParameters) -> None:
     """A merge of checkpoints of one architecture, into the store's folder `merged`."""
-    recipe = recipe_of(parameters)
-    within_deployment(lambda options: _merge(recipe, options.store.resolve() / "merged" / parameters.name))
+
+    def work(options: RunOptions) -> None:
+        named = {f"models.{place}": model for place, model in enumerate(parameters.models)}
+        named |= {"start": parameters.start} if parameters.start is not None else {}
+        check_models_within(named, data_roots(options.store))
+        _merge(recipe_of(parameters), Store(options.store).open().root / "merged" / parameters.name)
+
+    within_deployment(work)
 
 
 def _merge(recipe: dict[str, Any], out: Path) -> None:

@@ -20,18 +20,22 @@ from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 
 from flows.run import RunOptions
+from mot_core.confinement import check_paths_within, data_roots
 from mot_core.errors import Halted, SpecError, StoreError
 from mot_core.provenance import code_version
+from mot_core.spec import Experiment
 from tasks.invocation import Halt
 
 Result = TypeVar("Result")
 DEPLOYED_COMMIT, STORE, WORKERS = "MOT_DEPLOYED_COMMIT", "MOT_STORE", "MOT_WORKERS"
+DIRECTORY = "MOT_DIRECTORY"
+"""Where relative paths of a spec begin; absent: where Prefect starts the run, a folder of its own."""
 POLL_SECONDS = 3.0
 
 
 def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
-    """Do a deployed flow's work with this worker's store and settings, stopping at the next published step when the flow
-    run is paused; a run that is resumed goes on from there.
+    """Do a deployed flow's work in this worker's directory, with its store and settings, stopping at the next published step
+    when the flow run is paused; a run that is resumed goes on from there.
 
     Raises:
         SpecError: this worker's code is not what the deployment was registered from.
@@ -39,6 +43,7 @@ def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
         Pause: the flow run was paused, and has stopped.
     """
     check_code()
+    os.chdir(os.environ.get(DIRECTORY) or ".")
     options = RunOptions(store_of_worker(), workers_of_worker(), halt=Halt())
     with heeding_pause(options.halt) as paused:
         try:
@@ -112,6 +117,16 @@ def heeding_pause(halt: Halt) -> Iterator[Paused]:
     finally:
         ended.set()
         thread.join(2 * POLL_SECONDS)
+
+
+def confined(spec: Experiment, options: RunOptions) -> Experiment:
+    """A spec out of a form, once nothing in it names a file or folder outside what a form may name here.
+
+    Raises:
+        SpecError: something does.
+    """
+    check_paths_within(spec, data_roots(options.store))
+    return spec
 
 
 def announce(line: str, num_steps: int) -> None:

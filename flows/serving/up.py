@@ -88,7 +88,7 @@ def up(options: UpOptions) -> dict[str, str]:
             wait_for(state.services[name], lambda name=name, path=path: answers(links[name] + path), START_SECONDS)  # type: ignore[misc]
         environment |= {
             "PREFECT_API_URL": links["prefect"] + "/api", "MLFLOW_TRACKING_URI": links["mlflow"],
-            "MOT_STORE": str(store.root),
+            "MOT_STORE": str(store.root), "MOT_DIRECTORY": str(Path.cwd()),
         }  # fmt: skip
         _register(home, state, environment)
         _start_workers(options, home, state, environment)
