@@ -17,6 +17,9 @@ Place = tuple[str, str | None]
 """A step's identity, and the directory of it whose weights are meant; None: all of its weights."""
 TOP = "."
 """The step's own directory, where a student lies that is no snapshot."""
+OPTIMIZER_STATE, RULE_STATE = "optimizer", "rule_state"
+"""Where a branch leaves its optimizer's state, a merge its rule's (`mot_core.sft.optimizers`, `mot_core.merging.stage`, which
+load torch)."""
 
 
 def is_weights(name: str) -> bool:
@@ -44,14 +47,15 @@ def kept_places(
 
 
 def weights_read(step: Step, role: str) -> str | None:
-    """The directory whose weights a step reads of its parent in a role; None: any."""
-    if role == "student":
-        return str(step.spec.get("student_subdirectory") or TOP)
+    """The directory whose weights a step reads of its parent in a role (as its runner does, by `StepContext`); None: any,
+    which costs nothing of parents without weights."""
+    if role == "student" or role.startswith("to/"):
+        return str(step.spec.get(f"{role}_subdirectory") or TOP)
     if role.startswith("branch/"):
         return TOP
     if role.startswith("optimizer/"):
-        return "optimizer"
-    return None
+        return OPTIMIZER_STATE
+    return RULE_STATE if role == "previous" else None
 
 
 def to_compute(

@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 
 import mot_core.removal
+from flows.run import outline_of
 from mot_core.artifacts import Published, Store
 from mot_core.claims import claims_of, pin
 from mot_core.errors import StoreError
+from mot_core.merging.stage import STATE_DIR
+from mot_core.prepare import world_of
 from mot_core.removal import remove_unwanted
-from mot_core.retention import Place, kept_places, to_compute, weights_read
+from mot_core.retention import OPTIMIZER_STATE, RULE_STATE, Place, kept_places, to_compute, weights_read
 from mot_core.runs import write_index, write_steps
+from mot_core.sft.optimizers import STATE_FILE
 from mot_core.steps import Step, walk
+from tests.pico import pico_experiment
 from tests.processes import ROOT
 
 WEIGHTS = b"w" * 1000
@@ -387,10 +392,26 @@ def test_a_removal_killed_anywhere_is_started_again(store: Store, monkeypatch: p
 
 
 def test_what_a_step_reads_of_its_parents() -> None:
-    inside = Step("evaluation", {"student_subdirectory": "snapshots/step-4"})
-    roles = ("student", "branch/ann", "optimizer/0", "previous", "problems")
-    assert [weights_read(inside, role) for role in roles] == ["snapshots/step-4", ".", "optimizer", None, None]
+    inside = Step("evaluation", {"student_subdirectory": "snapshots/step-4", "to/1_subdirectory": "snapshots/step-8"})
+    roles = ("student", "branch/ann", "optimizer/0", "previous", "to/0", "to/1", "problems")
+    assert [weights_read(inside, role) for role in roles] == [
+        "snapshots/step-4", ".", "optimizer", "rule_state", ".", "snapshots/step-8", None
+    ]  # fmt: skip
     assert weights_read(Step("evaluation", {}), "student") == "."
+    assert Path(STATE_FILE).parent.name == OPTIMIZER_STATE and RULE_STATE == STATE_DIR
+
+
+def test_of_every_parent_with_weights_it_is_known_which_are_read(pico_models: Path) -> None:
+    methods = [{"name": name} for name in ("std", "mtd", "merge_once", "mot", "shuffled", "splits", "shrunk")]
+    training = {"batch_size": 2, "learning_rate": 1e-3, "optimizer_between_rounds": "average"}
+    merge = {"rule": "outer", "barrier": {"num_examples": 2}}
+    spec = pico_experiment(pico_models, methods=methods, training=training, merge=merge)
+    _, steps = outline_of(spec, world_of(spec))
+    read = {(role.partition("/")[0], weights_read(step, role))
+            for step in steps for role, parent in step.parents if parent.kind in ("branch", "on-policy", "merge")}  # fmt: skip
+    assert read == {
+        ("student", "."), ("student", "snapshots/step-4"), ("branch", "."), ("optimizer", "optimizer"), ("previous", "rule_state")
+    }  # fmt: skip
 
 
 def published(step: Step, *removed: str) -> Published:
