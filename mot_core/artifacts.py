@@ -1,42 +1,62 @@
 """The store: what is done, and the only truth about it.
 
-    STORE/store.json             format of this store
+    STORE/store.json             format of this store, and how long its leases last
     STORE/objects/<identity>/    one published step: its files, and manifest.json written last
     STORE/requests/<scope>/      journal of completions: append-only, outlives upgrades (mot_core.completers.journal)
-    STORE/tmp/<identity>/        unfinished work, kept between attempts so that a step may resume
-    STORE/locks/<identity>.lock  held by the process that computes a step
+    STORE/tmp/<identity>.<n>/    unfinished work of the lock's n-th holder; the next one resumes from it
+    STORE/locks/<identity>/      held by the process that computes a step (mot_core.locks)
     STORE/logs/<identity>.log    what the step's worker printed
     STORE/runs/<run id>/         one invocation: index, summary, report (not content-addressed)
     STORE/removed/<identity>.json  which weights of a published step were removed (mot_core.removal), written before they go
 
+Unfinished work may lie on a disk of the machine's own instead, under MOT_SCRATCH; it is copied into the store to be published.
+
 Invariant: a step exists if and only if its manifest does. A published step's files are never changed; they go with the
 whole step, its manifest first, or they are weights that STORE/removed names: then the step stays published without them.
+It holds even where a holder goes on after it lost the lock: nobody writes where another one does, a directory takes a
+published step's place by a rename that fails if something is there, and brings its own manifest with it.
 An entry of these folders is never a link, so what is written for an identity lands in the store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mot_core.errors import StoreError
-from mot_core.files import entry_name, explain_disk_errors, sha256_of, sync_directory, sync_file, write_atomically
-from mot_core.locks import FileLock, Lock
+from mot_core.errors import LeaseLost, StoreError
+from mot_core.files import (
+    entry_name,
+    explain_disk_errors,
+    replaced_by_copy,
+    sha256_of,
+    sync_directory,
+    sync_file,
+    write_atomically,
+)
+from mot_core.locks import Lease, LeaseTiming, Lock
 from mot_core.steps import Step
 from mot_core.usage import in_use
 
 STORE_FORMAT = 2
 MANIFEST = "manifest.json"
+UNPUBLISHED = ".manifest.json"
+"""The manifest's name while its directory comes into place: it describes the files beside it, whoever names it at last."""
+SCRATCH = "MOT_SCRATCH"
+_TORN = ".torn"
 log = logging.getLogger("mot.store")
 
 
@@ -80,7 +100,7 @@ class Published:
 
 
 class Store:
-    """Published steps under one root. Safe for several processes of one machine at once."""
+    """Published steps under one root. Safe for several processes at once, of one machine or of several that share it."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().resolve()
@@ -99,7 +119,7 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not marker.exists():
                 write_atomically(marker, json.dumps({"format": STORE_FORMAT}) + "\n")
-            probe = self.root / "tmp" / f".writable-{os.getpid()}"
+            probe = self.root / "tmp" / f".writable-{socket.gethostname()}-{os.getpid()}"
             write_atomically(probe, "x" * 4096)
             probe.unlink()
             found = json.loads(marker.read_text()).get("format")
@@ -120,8 +140,13 @@ class Store:
     def object_dir(self, identity: str) -> Path:
         return self._place("objects", identity)
 
-    def work_dir(self, identity: str) -> Path:
-        return self._place("tmp", identity)
+    @property
+    def work_root(self) -> Path:
+        """Where unfinished work lies: in the store, or in this machine's scratch folder."""
+        scratch = os.environ.get(SCRATCH)
+        if not scratch:
+            return self.root / "tmp"
+        return Path(scratch).expanduser().resolve() / hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
 
     def log_path(self, identity: str) -> Path:
         return self._place("logs", identity, ".log")
@@ -129,8 +154,13 @@ class Store:
     def removed_path(self, identity: str) -> Path:
         return self._place("removed", identity, ".json")
 
-    def lock(self, identity: str) -> Lock:
-        return FileLock(self._place("locks", identity, ".lock"))
+    def lock(self, name: str) -> Lock:
+        """The lock of a step, by its identity, or of another thing in the store that one process at a time may change."""
+        return Lease(self._place("locks", name), self._lease_timing)
+
+    @cached_property
+    def _lease_timing(self) -> LeaseTiming:
+        return LeaseTiming.of_store(self.root / "store.json")
 
     def _place(self, folder: str, identity: str, suffix: str = "") -> Path:
         path = self.root / folder / f"{entry_name(identity, 'identity')}{suffix}"
@@ -219,23 +249,71 @@ class Store:
         """The published step, computed by `compute(work_dir)` under the step's lock if it is missing.
 
         `compute` writes every file of the step into `work_dir` and returns its counts; names that start with
-        a dot are scratch (checkpoints), removed at publication.
+        a dot are scratch (checkpoints), removed at publication. It is called again if the lock is lost meanwhile and
+        the one who took it over publishes nothing.
         """
-        with explain_disk_errors(f"{step.kind} {step.identity}"), self.in_use(step.label), self.lock(step.identity):
-            found = self.find(step.identity)
-            if found is not None:
-                return found
-            work_dir = self.work_dir(step.identity)
-            work_dir.mkdir(parents=True, exist_ok=True)
-            _clear(work_dir, scratch=False)  # what a killed attempt left half written
-            started = time.time()
-            counts = compute(work_dir)
-            return self._publish(step, work_dir, counts, started)
+        what = f"{step.kind} {step.identity}"
+        while True:
+            try:
+                with explain_disk_errors(what), self.in_use(step.label), self.lock(step.identity) as lock:
+                    found = self.find(step.identity)
+                    if found is not None:
+                        self._discard_work(step.identity, lock)
+                        return found
+                    return self._computed(step, compute, lock)
+            except LeaseLost as lost:
+                log.warning("%s %s: %s; it is looked up again", step.kind, step.label, lost)
 
-    def _publish(self, step: Step, work_dir: Path, counts: dict[str, Any], started: float) -> Published:
+    def _computed(self, step: Step, compute: Callable[[Path], dict[str, Any]], lock: Lock) -> Published:
+        started = time.time()
+        work_dir = self.work_root / f"{step.identity}.{lock.number}"
+        try:
+            self._take_over_work(work_dir, step.identity, lock)
+            counts = compute(work_dir)
+            return self._publish(step, self._in_store(work_dir), counts, started, lock)
+        except Exception:
+            lock.check()  # whoever took the lock over has taken the work directory as well: no error of the step's
+            with contextlib.suppress(OSError):
+                _clear(work_dir, scratch=False)  # on a full disk the next attempt needs the room
+            raise
+
+    # -- unfinished work -------------------------------------------------------------------------------
+
+    def _take_over_work(self, work_dir: Path, identity: str, lock: Lock) -> None:
+        """Make the holder's own work directory, with the scratch of the last one who was at the step."""
+        earlier = _works(self.work_root, identity, lock.number)
+        if earlier:
+            earlier.pop().replace(work_dir)  # its owner, should it still run, finds no more place to write to
+        else:
+            work_dir.mkdir(parents=True)
+        for path in earlier:
+            _remove(path)
+        _clear(work_dir, scratch=False)  # what a killed attempt left half written
+        if lock.earlier_may_run:
+            for path in work_dir.rglob("*"):
+                if path.is_file():
+                    replaced_by_copy(path)  # its owner may have it open, and would write on
+
+    def _in_store(self, work_dir: Path) -> Path:
+        """The whole work in the store's file system, from where a rename publishes it."""
+        _clear(work_dir, scratch=True)
+        if work_dir.parent == self.root / "tmp":
+            return work_dir
+        inside = self.root / "tmp" / work_dir.name
+        shutil.copytree(work_dir, inside)
+        return inside
+
+    def _discard_work(self, identity: str, lock: Lock) -> None:
+        """Remove what lost and killed attempts left of a published step, up to the lock's holder."""
+        for parent in {self.root / "tmp", self.work_root}:
+            for path in [*_works(parent, identity, lock.number), parent / f"{identity}{_TORN}"]:
+                _remove(path)
+
+    # -- publication -----------------------------------------------------------------------------------
+
+    def _publish(self, step: Step, work_dir: Path, counts: dict[str, Any], started: float, lock: Lock) -> Published:
         from mot_core.provenance import host_facts, package_versions
 
-        _clear(work_dir, scratch=True)
         names = sorted(str(path.relative_to(work_dir)) for path in work_dir.rglob("*") if path.is_file())
         files = {}
         for name in names:
@@ -247,16 +325,40 @@ class Store:
             step.identity, step.kind, step.version, step.label, dict(step.spec), step.parent_identities(), files,
             counts, package_versions(), host_facts(), started, ended,
         )  # fmt: skip
+        (work_dir / UNPUBLISHED).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+        sync_file(work_dir / UNPUBLISHED)
+        lock.check()
         final_dir = self.object_dir(step.identity)
         if final_dir.exists():
             self._remove_unpublished(final_dir, files)
-        work_dir.replace(final_dir)
-        sync_directory(final_dir.parent)
-        write_atomically(final_dir / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+        self._put(work_dir, final_dir)
+        self._discard_work(step.identity, lock)
         return Published(step.identity, step.kind, final_dir, counts, False, ended - started)
 
+    def _put(self, work_dir: Path, final_dir: Path) -> None:
+        """Publish a whole directory; the manifest takes its name last.
+
+        Raises:
+            LeaseLost: another holder came first, in the moment since the lock was checked.
+        """
+        try:
+            work_dir.replace(final_dir)
+            sync_directory(final_dir.parent)
+            (final_dir / UNPUBLISHED).replace(final_dir / MANIFEST)
+            sync_directory(final_dir)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.ESTALE):
+                raise
+            raise LeaseLost(f"{final_dir.name}: another process published meanwhile ({error})") from error
+
     def _remove_unpublished(self, final_dir: Path, new_files: dict[str, dict[str, Any]]) -> None:
-        """Clear a torn or damaged object; its manifest goes first, so that it never counts as done."""
+        """Clear a torn or damaged object; its manifest goes first, so that it never counts as done.
+
+        Raises:
+            LeaseLost: it is neither: another holder published it.
+        """
+        if self.find(final_dir.name) is not None:
+            raise LeaseLost(f"{final_dir.name}: another process published meanwhile")
         manifest_path = final_dir / MANIFEST
         if manifest_path.exists():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
@@ -264,7 +366,25 @@ class Store:
                 same = {n: f["sha256"] for n, f in old_files.items()} == {n: f["sha256"] for n, f in new_files.items()}
                 log.warning("%s redone: %s", final_dir.name, "the same content" if same else "CONTENT DIFFERS")
             manifest_path.unlink()
-        shutil.rmtree(final_dir)
+        # Out of the way in one piece: its owner, should it still run, then finds no more place for its manifest.
+        aside = self.root / "tmp" / f"{final_dir.name}{_TORN}"
+        _remove(aside)
+        final_dir.replace(aside)
+        _remove(aside)
+
+
+def _works(parent: Path, identity: str, number: int) -> list[Path]:
+    """The work directories of a step's holders up to a number, the last one's at the end. What is above belongs to
+    somebody who took the lock over."""
+    found = [path for path in parent.glob(f"{identity}.*") if path.suffix[1:].isdigit()]
+    numbered = sorted((int(path.suffix[1:]), path) for path in found)
+    return [path for held, path in numbered if held <= number]
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory that another machine may be removing, too."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
 
 
 def _clear(work_dir: Path, scratch: bool) -> None:

@@ -10,6 +10,7 @@ MotError
 ├── TrainingError (RuntimeError)  a branch that diverged
 ├── MergeError (ValueError)       branches that cannot be merged
 ├── StoreError (OSError)          a store that cannot be read, written or understood
+│   └── LeaseLost                 another process took over what this one held
 ├── WorkerError (RuntimeError)    a worker process that died
 └── Halted (RuntimeError)         no failure: a run that was asked to stop has stopped
 
@@ -57,6 +58,10 @@ class MergeError(MotError, ValueError):
 
 class StoreError(MotError, OSError):
     """A store that cannot be read, written or understood."""
+
+
+class LeaseLost(StoreError):
+    """A lease that was taken over because its holder was silent for too long. The other one goes on with the work."""
 
 
 class WorkerError(MotError, RuntimeError):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def sync_directory(path: Path) -> None:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A neighbour to write into, which takes the file's name, synced, once the block has ended well."""
-    unfinished = _neighbour(path)
+    unfinished = _neighbour(path, "tmp")
     try:
         yield unfinished
         sync_file(unfinished)
@@ -92,11 +93,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+def replaced_by_copy(path: Path) -> None:
+    """Put a copy in a file's place: who has it open still reads and writes the old one, which has no name any more."""
+    with whole_file(path) as unfinished:
+        shutil.copyfile(path, unfinished)
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path, *, sync: bool = True, replaces: bool = False) -> Iterator[Path]:
     """A neighbour to write into, which takes the directory's name once the block has ended well. What is there
     already must be empty, unless it is replaced. `sync` may be off for weights, which can be written again."""
-    unfinished, old = _neighbour(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    unfinished, old = _neighbour(path, "tmp"), _neighbour(path, "old")
     with explain_disk_errors(str(path)):
         unfinished.mkdir(parents=True)
         try:
@@ -118,8 +125,9 @@ def whole_directory(path: Path, *, sync: bool = True, replaces: bool = False) ->
             shutil.rmtree(old)
 
 
-def _neighbour(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _neighbour(path: Path, suffix: str) -> Path:
+    """A hidden name beside a path that no other process has, on no machine that shares the folder."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{suffix}")
 
 
 def write_atomically(path: Path, text: str) -> None:

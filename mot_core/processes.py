@@ -1,12 +1,17 @@
-"""Processes that end with the one that started them, and know no secret of it. Standard library only: it is imported before torch, and in forks."""
+"""Processes that end with the one that started them, and know no secret of it; which process is meant, among those of several
+machines. Standard library only: it is imported before torch, and in forks."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import signal
+import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from mot_core.secrets import is_secret
 
@@ -33,3 +38,49 @@ def clean_environment(defaults: Mapping[str, str], forced: Mapping[str, str]) ->
         name: value for name, value in os.environ.items() if value and _PASSED.fullmatch(name) and not is_secret(name)
     }
     return {**defaults, **passed, **forced}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process among those of several machines, by more than its number, which another one may have by now."""
+
+    host: str
+    machine: str
+    """This start of the machine and this space of process numbers (a container has its own); empty if neither is known."""
+    pid: int
+    started: int
+    """Clock ticks after the machine's start."""
+
+    @classmethod
+    def current(cls) -> Process:
+        return cls(socket.gethostname(), _machine(), os.getpid(), int(_stat(os.getpid())[19]))
+
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended: only its own machine knows, and never says so too early."""
+        if not self.machine or (self.host, self.machine) != (socket.gethostname(), _machine()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+            facts = _stat(self.pid)
+        except ProcessLookupError:
+            return True
+        except OSError:  # another user's, or hidden
+            return False
+        ended = (
+            facts[0] in ("Z", "X") and int(facts[17]) <= 1
+        )  # the first thread may end before a last write of another
+        return ended or int(facts[19]) != self.started
+
+
+@functools.cache
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on: proc(5) counts it as the third."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -22,7 +22,6 @@ from mot_core.analysis.page import STUDY
 from mot_core.artifacts import Store
 from mot_core.errors import MotError, StoreError
 from mot_core.files import write_atomically
-from mot_core.locks import FileLock
 from mot_core.provenance import without_credentials
 from mot_core.runs import read_index
 from mot_core.secrets import masked
@@ -104,9 +103,8 @@ def _track(store: Store, run_dirs: list[Path]) -> list[TrackingOutcome]:
     try:
         for run_dir in run_dirs:  # first of all, so that a process that is killed meanwhile leaves them pending
             _record(run_dir, TrackingOutcome(shown, None, 0, 0, "tracking was interrupted"))
-        (store.root / "locks").mkdir(exist_ok=True)
         # One process of this store at a time: two first migrations of one database spoil each other.
-        with _environment(uri), FileLock(store.root / "locks" / "mlflow.lock"):
+        with _environment(uri), store.lock("mlflow"):
             client = _connect(uri)
             for run_dir in run_dirs:
                 outcomes.append(_logged(client, store, run_dir, uri))

@@ -86,11 +86,11 @@ def test_scratch_is_kept_between_attempts_and_half_written_files_are_not(store: 
 def test_a_kill_between_rename_and_manifest_leaves_nothing_published(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(path: Path, text: str) -> None:
+    def die(directory: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mot_core.artifacts, "write_atomically", die)
+        patch.setattr(mot_core.artifacts, "sync_directory", die)
         with pytest.raises(KeyboardInterrupt):
             store.obtain(STEP, write_three)
     assert (store.object_dir(STEP.identity) / "three.txt").is_file(), "the kill came after the rename"
@@ -198,8 +198,8 @@ def test_a_dead_holders_lock_is_free_at_once(store: Store, tmp_path: Path) -> No
     executions = tmp_path / "executions"
     holder = racer(store, executions, 600.0)
     wait_until(executions.exists, 60.0, "the holder computes")
-    held = json.loads((store.root / "locks" / f"{STEP.identity}.lock").read_text())
-    assert held["pid"] == holder.pid
+    held = json.loads((store.root / "locks" / STEP.identity / "1").read_text())
+    assert held["process"]["pid"] == holder.pid
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
     began = time.monotonic()

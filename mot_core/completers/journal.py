@@ -7,6 +7,8 @@
 A scope is a model under one sampling by one completer; a request's key holds the rest. Journals carry no version of
 this program's algorithms: they outlive its upgrades. Invariant: rows are appended in groups, a group is one write, and
 only whole groups count. A row's `left` says how many rows of its group follow, so a torn tail shows and is cut off.
+Only the lock's holder appends: machines that append to one file at once tear it on NFS (open(2), O_APPEND). Where an
+earlier holder may still run, the files are replaced by copies, so that what it appends goes to files without a name.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 from mot_core.artifacts import Store
 from mot_core.completers.base import Completion
 from mot_core.errors import StoreError
-from mot_core.files import sync_directory, write_atomically
+from mot_core.files import replaced_by_copy, sync_directory, write_atomically
 from mot_core.identity import fingerprint
 
 SYNC_SECONDS = 1.0
@@ -42,9 +44,11 @@ class Place:
 
 
 class Journal:
-    """One scope's rows, open for reading and appending; hold its scope's lock (`locked_journal`)."""
+    """One scope's rows, open for reading and appending; hold its scope's lock (`locked_journal`), whose `check` is called
+    before anything is changed."""
 
-    def __init__(self, directory: Path, scope: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, scope: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self.path = directory / "rows.jsonl"
         self.engines = directory / "engines.jsonl"
         self.places: dict[str, Place] = {}
@@ -78,6 +82,7 @@ class Journal:
                     group, end = [], offset
         if end < offset:
             log.warning("%s: a torn tail of %d bytes is cut off; its requests are asked again", self.path, offset - end)
+            self._check()
             os.ftruncate(self._descriptor, end)
             os.fsync(self._descriptor)
         return end
@@ -100,9 +105,11 @@ class Journal:
 
         Raises:
             StoreError: the disk took only a part; the part is cut off again.
+            LeaseLost: another process writes this journal now.
         """
         if not completions:
             return
+        self._check()
         engine_id = self._engine_id(engine)
         rows = [completion.to_json() for completion in completions]
         lines = [_line({**row, "engine": engine_id, "left": len(rows) - 1 - index}) for index, row in enumerate(rows)]
@@ -130,9 +137,18 @@ class Journal:
         os.close(self._descriptor)
 
     def read(self, key: str) -> dict[str, Any]:
-        """A request's row, as it lies in the journal."""
+        """A request's row, as it lies in the journal.
+
+        Raises:
+            StoreError: another row lies there: somebody else has written to the file since it was opened.
+        """
         place = self.places[key]
-        row: dict[str, Any] = json.loads(os.pread(self._descriptor, place.length, place.offset))
+        row = _row(os.pread(self._descriptor, place.length, place.offset))
+        if row is None or row["key"] != key:
+            raise StoreError(
+                f"{self.path}: no row of request {key} at byte {place.offset}; another process has written to the journal, "
+                "which only its lock's holder may; run the same command again: whole rows are kept"
+            )
         return row
 
     def rows(self, keys: list[str]) -> Iterator[Completion]:
@@ -155,11 +171,13 @@ class Journal:
 @contextlib.contextmanager
 def locked_journal(store: Store, scope: Mapping[str, Any]) -> Iterator[Journal]:
     """A scope's journal, under its lock."""
-    with (
-        store.lock(f"requests-{fingerprint(dict(scope))}"),
-        contextlib.closing(Journal(journal_dir(store, scope), scope)) as journal,
-    ):
-        yield journal
+    directory = journal_dir(store, scope)
+    with store.lock(f"requests-{fingerprint(dict(scope))}") as lock:
+        if lock.earlier_may_run:
+            for path in directory.glob("*.jsonl"):
+                replaced_by_copy(path)
+        with contextlib.closing(Journal(directory, scope, lock.check)) as journal:
+            yield journal
 
 
 def journal_dir(store: Store, scope: Mapping[str, Any]) -> Path:

@@ -137,7 +137,7 @@ def test_a_branch_killed_between_two_steps_goes_on_from_its_checkpoint(
     process = start_driver(spec_file, store.root, drive_environment, log)
     assert kill_when(process, inside_a_branch, 0.0, log)
     left = {
-        path.parent.parent.name: json.loads(path.read_text())["step"]
+        path.parent.parent.stem: json.loads(path.read_text())["step"]
         for path in store.root.glob("tmp/*/.checkpoint/state.json")
     }
     finish(start_driver(spec_file, store.root, drive_environment, log), log)
