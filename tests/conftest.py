@@ -12,6 +12,7 @@ _HOME = tempfile.mkdtemp(prefix="mot-tests-")
 os.environ.update(
     {
         "PREFECT_HOME": f"{_HOME}/prefect",
+        "XDG_RUNTIME_DIR": f"{_HOME}/runtime",  # devices that tests play are no other session's
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "DO_NOT_TRACK": "true",

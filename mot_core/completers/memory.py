@@ -114,6 +114,11 @@ def gpus(devices: Collection[str]) -> list[Gpu]:
     return found
 
 
+def device_uuids() -> dict[str, str]:
+    """Every device that this process may use, by index; none without a driver."""
+    return dict(line.split(", ") for line in _query("--query-gpu=index,uuid"))
+
+
 def holders(gpu: Gpu) -> list[Holder]:
     """Who holds memory of a device."""
     found = []

@@ -24,6 +24,7 @@ from mot_core.artifacts import Published, Store
 from mot_core.errors import Halted, MotError, SpecError, WorkerError
 from mot_core.runner import RunSettings
 from mot_core.steps import Step
+from mot_core.workers.devices import POLL_SECONDS, Devices
 from mot_core.workers.slots import Slots, Turn, devices_needed
 
 Listener = Callable[[Step, dict[str, Any]], None]
@@ -48,7 +49,8 @@ class WorkerPool:
     """Runs steps in worker processes; usable from any thread.
 
     On a CPU at most `num_workers` jobs run at once, a core each where no number is given. With GPUs as many run as find
-    devices free, and beside them as many again that need none; a number given caps both together.
+    devices free, and beside them as many again that need none; a number given caps both together. Devices that another
+    run of this machine has are waited for.
     """
 
     def __init__(self, store: Store, num_workers: int | None = None, checkpoint_seconds: float = 60.0) -> None:
@@ -61,6 +63,7 @@ class WorkerPool:
         self._jobs: dict[str, Job] = {}
         self._ids = itertools.count()
         self._slots = Slots(devices, self.num_workers, shared=num_workers is not None)
+        self._devices = Devices(f"store {store.root}")
         self._condition = threading.Condition()
         self._write_lock = threading.Lock()
         self._closed = False
@@ -101,15 +104,17 @@ class WorkerPool:
             self._enter(turn, steps)
             devices = None
             try:
-                while not self._closed and (devices := self._slots.take(turn)) is None:
-                    self._condition.wait()
+                while not self._closed and (devices := self._slots.take(turn, self._devices.claim)) is None:
+                    self._condition.wait(POLL_SECONDS if self._slots.refused else None)
                 if devices is None:
                     raise self._stopped(f"{steps[0].label}: the workers were stopped before this step ran")
             finally:
                 self._slots.leave(turn)
+                if not self._slots.refused:
+                    self._devices.stop_waiting()
+                self._condition.notify_all()  # the next one may fit beside it, or in its place
             job.devices = devices
             self._jobs[job_id] = job
-            self._condition.notify_all()  # the next one may fit beside it
         try:
             self._send(
                 {
@@ -163,6 +168,8 @@ class WorkerPool:
         if process is not None and process.stdin is not None:
             process.stdin.close()
             process.wait()
+        with self._condition:
+            self._devices.close()
 
     def _send(self, command: dict[str, Any]) -> None:
         process = self._process
@@ -236,6 +243,7 @@ class WorkerPool:
         with self._condition:
             del self._jobs[job_id]
             self._slots.give_back(job.devices)
+            self._devices.give_back(job.devices)
             self._condition.notify_all()
         job.done.set()
 

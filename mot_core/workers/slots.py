@@ -2,17 +2,25 @@
 
 Invariants: no device is in two jobs; a job that waits keeps what it needs from every job behind it, so a large one is
 never overtaken for ever by small ones; and jobs that need no device wait for none.
+What other runs of the machine hold, `claim` knows (`mot_core.workers.devices`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mot_core.errors import SpecError
 from mot_core.steps import Step
 
 Turn = tuple[int, int]
 """A job's place in the queue: urgency (the lowest first), then number."""
+Claim = Callable[[Sequence[str], int], tuple[str, ...] | None]
+"""So many of the devices that are free here, for the whole machine; None while other runs have them."""
+
+
+def the_first(free: Sequence[str], count: int) -> tuple[str, ...]:
+    """The claim of a run that is alone on its machine."""
+    return tuple(free[:count])
 
 
 class Slots:
@@ -27,6 +35,7 @@ class Slots:
         self._shared = shared or not self.devices
         self._places = {False: num_jobs, True: num_jobs}
         self._waiting: dict[Turn, int] = {}
+        self._refused: set[Turn] = set()
 
     def __len__(self) -> int:
         """How many jobs wait."""
@@ -52,8 +61,14 @@ class Slots:
     def leave(self, turn: Turn) -> None:
         """Leave the queue without having run."""
         self._waiting.pop(turn, None)
+        self._refused.discard(turn)
 
-    def take(self, turn: Turn) -> tuple[str, ...] | None:
+    @property
+    def refused(self) -> bool:
+        """Whether a job waits for devices that another run has: nothing here tells when they are free."""
+        return bool(self._refused)
+
+    def take(self, turn: Turn, claim: Claim = the_first) -> tuple[str, ...] | None:
         """The devices of a job that may start now, in the machine's order; None while it has to wait."""
         devices, places = len(self._free), dict(self._places)
         for ahead, needed in sorted(self._waiting.items()):
@@ -62,10 +77,16 @@ class Slots:
             if ahead == turn:
                 if (needed and devices < 0) or places[kind] < 0:
                     return None
-                del self._waiting[turn]
+                taken = claim(tuple(self._free), needed) if needed else ()
+                if taken is None:
+                    self._refused.add(turn)
+                    return None
+                self.leave(turn)
                 self._places[kind] -= 1
-                taken, self._free = self._free[:needed], self._free[needed:]
-                return tuple(taken)
+                self._free = [name for name in self._free if name not in taken]
+                return taken
+            if ahead in self._refused and self._waiting[turn]:
+                return None
         raise KeyError(f"turn {turn} is not in the queue")
 
     def give_back(self, devices: Sequence[str]) -> None:
