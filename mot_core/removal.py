@@ -161,10 +161,11 @@ def _why(names: tuple[str, ...], claims: list[Claim]) -> str:
 def _leftovers(store: Store, by_step: dict[str, list[Claim]]) -> Iterator[Removal]:
     """Unfinished work that no run goes on from, and logs and records of steps that are no more."""
     for path in _entries(store.root / "tmp"):
-        published = store.manifest(path.name) is not None
-        if path.is_dir() and (published or path.name not in by_step):
+        identity = path.name.partition(".")[0]  # a holder's number follows
+        published = store.manifest(identity) is not None if _is_identity(identity) else False
+        if path.is_dir() and (published or identity not in by_step):
             why = "its step is published" if published else "no run names its step"
-            yield Removal(UNFINISHED, path, path.name, UNFINISHED, _size(path), why)
+            yield Removal(UNFINISHED, path, identity, UNFINISHED, _size(path), why)
     for folder in ("logs", "removed"):
         for path in _entries(store.root / folder):
             if path.suffix in (".log", ".json") and _is_identity(path.stem) and path.stem not in by_step:
