@@ -6,6 +6,7 @@
     STORE/tmp/<identity>.<n>/    unfinished work of the lock's n-th holder; the next one resumes from it
     STORE/locks/<identity>/      held by the process that computes a step (mot_core.locks)
     STORE/logs/<identity>.log    what the step's worker printed
+    STORE/logs/<identity>.usage.jsonl  what it took of the machine, sampled (mot_core.usage)
     STORE/runs/<run id>/         one invocation: index, summary, report (not content-addressed)
     STORE/removed/<identity>.json  which weights of a published step were removed (mot_core.removal), written before they go
 
@@ -49,7 +50,7 @@ from mot_core.files import (
 )
 from mot_core.locks import Lease, LeaseTiming, Lock
 from mot_core.steps import Step
-from mot_core.usage import in_use
+from mot_core.users import in_use
 
 STORE_FORMAT = 2
 MANIFEST = "manifest.json"
@@ -150,6 +151,9 @@ class Store:
 
     def log_path(self, identity: str) -> Path:
         return self._place("logs", identity, ".log")
+
+    def usage_path(self, identity: str) -> Path:
+        return self._place("logs", identity, ".usage.jsonl")
 
     def removed_path(self, identity: str) -> Path:
         return self._place("removed", identity, ".json")

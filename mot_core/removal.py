@@ -20,7 +20,7 @@ from mot_core.claims import Claim, claims_of, run_names, series_of
 from mot_core.errors import StoreError
 from mot_core.files import explain_disk_errors, sync_directory, write_atomically
 from mot_core.spec import nearest
-from mot_core.usage import alone, users
+from mot_core.users import alone, users
 
 WEIGHTS, STEP, UNFINISHED, LOG, RUN = "weights", "step", "unfinished work", "log", "run"
 
@@ -168,8 +168,9 @@ def _leftovers(store: Store, by_step: dict[str, list[Claim]]) -> Iterator[Remova
             yield Removal(UNFINISHED, path, identity, UNFINISHED, _size(path), why)
     for folder in ("logs", "removed"):
         for path in _entries(store.root / folder):
-            if path.suffix in (".log", ".json") and _is_identity(path.stem) and path.stem not in by_step:
-                yield Removal(LOG, path, path.stem, LOG, path.stat().st_size, "no run names its step")
+            identity = path.name.partition(".")[0]
+            if _is_identity(identity) and identity not in by_step:
+                yield Removal(LOG, path, identity, LOG, path.stat().st_size, "no run names its step")
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mot_core.artifacts import Published, Store
 from mot_core.steps import RemoteStep, runner_of
+from mot_core.usage import watched
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -106,9 +107,13 @@ def run_step(step: RemoteStep, store: Store, settings: RunSettings, emit: Emit, 
     """The published step, computed only if missing."""
 
     def compute(work_dir: Path) -> dict[str, Any]:
-        context = StepContext(step, store, settings, work_dir, emit, models)
-        with computing(emit):
-            return runner_of(step.kind)(context)
+        with watched(store.usage_path(step.identity), settings.devices) as note, computing(emit):
+
+            def tell(event: dict[str, Any]) -> None:
+                note(event)
+                emit(event)
+
+            return runner_of(step.kind)(StepContext(step, store, settings, work_dir, tell, models))
 
     return store.obtain(step, compute)
 
