@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from mot_core.text import visible
 from tasks.invocation import invocation_of
+from tasks.tracking_views import server_command, view_links
 
 
 def artifact_key(*parts: str) -> str:
@@ -80,11 +81,24 @@ def report(run_id: str, experiment_name: str) -> None:
     run_dir = invocation.store.root / "runs" / run_id
     tracked = json.loads((run_dir / "tracking.json").read_text()) if (run_dir / "tracking.json").is_file() else {}
     place = markdown_text(tracked.get("uri", "not tracked"))
+    lines = [f"- report: `{run_dir / 'report.html'}`", f"- MLflow: {place}", *_views(tracked)]
     create_markdown_artifact(
         key=artifact_key("links", experiment_name),
-        markdown=f"- report: `{run_dir / 'report.html'}`\n- MLflow: {place}\n",
+        markdown="\n".join(lines) + "\n",
         description=f"Where to look at {markdown_text(experiment_name)}",
     )
+
+
+def _views(tracked: dict[str, str]) -> list[str]:
+    """Links to the experiment's views in MLflow, and of a database the command that serves them."""
+    if "experiment_id" not in tracked:
+        return []
+    links = view_links(tracked["uri"], tracked["experiment_id"])
+    command = server_command(tracked["uri"])
+    return [
+        *(f"- [{name}]({link})" for name, link in links.items()),
+        *([f"- these links hold while this runs: `{command}`"] if command else []),
+    ]
 
 
 @task(name="figure, table and text", cache_policy=NO_CACHE, persist_result=False)

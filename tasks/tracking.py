@@ -28,9 +28,11 @@ from mot_core.secrets import masked
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import PlannedRun, short_text
 from tasks.tracking_study import plan_study
+from tasks.tracking_views import TAG_PREFIX, View, run_description, tag_value, views_of
 
 TRACKING = "tracking.json"
-COMPLETE, KEY, SPEC, PARENT_RUN = "mot.complete", "mot.key", "mot.spec", "mlflow.parentRunId"
+COMPLETE, KEY, SPEC = "mot.complete", "mot.key", "mot.spec"
+PARENT_RUN, DESCRIPTION, KIND = "mlflow.parentRunId", "mlflow.note.content", "mlflow.experimentKind"
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 900, 100  # MLflow's limits are 1,000 entities a batch, 100 of them params
 PROBE_SECONDS, CALL_SECONDS = 4, 20
 _REPLACED = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
@@ -46,6 +48,7 @@ class TrackingOutcome:
     logged: int
     unchanged: int
     problem: str | None
+    experiment_id: str | None = None
 
 
 def track_run(store: Store, run_dir: Path) -> TrackingOutcome:
@@ -129,7 +132,9 @@ def _logged(client: Any, store: Store, run_dir: Path, uri: str) -> TrackingOutco
             plans = plan_run(store, run_dir)
             name = read_index(run_dir)["spec"]["name"]
         experiment_id = _experiment(client, store, name, uri)
-        return TrackingOutcome(shown, *_Tracker(client, experiment_id).log(plans), None)
+        counts = _Tracker(client, experiment_id).log(plans)
+        _refresh_views(client, experiment_id, views_of(plans))
+        return TrackingOutcome(shown, *counts, None, experiment_id)
     except Exception as error:
         problem = _problem(error, uri)
         log.warning("tracking of run %s to %s failed; its results are safe: %s", run_dir.name, shown, problem)
@@ -140,7 +145,7 @@ def _record(run_dir: Path, outcome: TrackingOutcome) -> None:
     state = "pending" if outcome.problem else "logged"
     document = {"state": state, "uri": outcome.tracking_uri, "problem": outcome.problem}
     if outcome.parent_run_id:
-        document["parent_run_id"] = outcome.parent_run_id
+        document |= {"parent_run_id": outcome.parent_run_id, "experiment_id": outcome.experiment_id}
     write_atomically(run_dir / TRACKING, json.dumps(document, indent=1) + "\n")
 
 
@@ -205,6 +210,19 @@ def _experiment(client: Any, store: Store, name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
+def _refresh_views(client: Any, experiment_id: str, views: list[View]) -> None:
+    """Bring the experiment's views in line with its newest run; other people's views are theirs. Of an experiment whose kind
+    nobody chose, MLflow guesses one, and shows our runs among evaluations of prompts."""
+    tags = client.get_experiment(experiment_id).tags
+    if KIND not in tags:
+        client.set_experiment_tag(experiment_id, KIND, "custom_model_development")
+    for view in views:
+        name = f"{TAG_PREFIX}{view.key}"
+        value = tag_value(view, int(time.time() * 1000), tags.get(name))
+        if value is not None:
+            client.set_experiment_tag(experiment_id, name, value)
+
+
 def _masked(text: str, uri: str) -> str:
     """A text without the URI's credentials and query, nor any other secret."""
     if uri in text and "://" in uri:
@@ -261,6 +279,7 @@ class _Tracker:
         tags = {
             **plan.tags, **plan.notes, KEY: plan.key, "mlflow.source.name": "mot run", "mlflow.source.type": "LOCAL",
             **({PARENT_RUN: parent} if parent else {}),
+            **({DESCRIPTION: run_description(self.experiment_id)} if plan.tags["mot.role"] == "experiment" else {}),
         }  # fmt: skip
         run = client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=plan.name)
         run_id = str(run.info.run_id)
@@ -295,6 +314,9 @@ class _Tracker:
 
         metrics = [
             Metric(name, value, stamp, step, model_id=model_id, run_id=run_id) for name, value, step in plan.metrics
+        ]
+        metrics += [
+            Metric(name, value, int(when * 1000), step, run_id=run_id) for name, value, step, when in plan.samples
         ]
         params = [Param(name, value) for name, value in plan.params.items()]
         while params or metrics:

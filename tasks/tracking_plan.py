@@ -20,6 +20,7 @@ from mot_core.errors import StoreError
 from mot_core.files import sha256_of
 from mot_core.identity import canonical_json, fingerprint
 from mot_core.runs import SUMMARY, read_index
+from mot_core.usage import read_usage
 from tasks.tracking_records import (
     MACHINE_METRICS,
     Input,
@@ -30,6 +31,7 @@ from tasks.tracking_records import (
     short_text,
     weights_sha256,
 )  # fmt: skip
+from tasks.tracking_usage import speed_samples, system_samples
 
 Row = dict[str, str]
 Point = tuple[str, float, int]  # name, value, step
@@ -164,11 +166,21 @@ class _Planner:
                 teacher=teacher, rounds=student["round"] if student else None, **place,
             ),
             self.notes, {name: str(value) for name, value in place.items()},
-            (*_unique(point for row in scores for point in _score_points(row)), *_path_points(scores), *costs),
+            (*_unique(point for row in scores for point in _score_points(row)), *_path_points(scores), *costs,
+             *(self.answers(teacher) if teacher else ())),
             tuple(sorted(trained | set(self.benchmarks(budget, seed, student)))), None, (), {},
             min((m.started for m in branches if m), default=self.started),
             max((m.ended for m in branches if m), default=self.started),
         )  # fmt: skip
+
+    def answers(self, teacher: str) -> Iterator[Point]:
+        """What a teacher's own answers were, beside what a student of it alone scores: `teacher/correct_share` …"""
+        for row in self.rows("teachers", teacher=teacher):
+            for name, value, step in _points(row, TEACHER_MEASURES, 0):
+                yield metric_name("teacher", name), value, step
+            correct, asked = _number(row["correct"]), _number(row["num_requests"])
+            if correct is not None and asked:
+                yield "teacher/correct_share", correct / asked, 0
 
     def path(self, budget: str, method: str, seed: int, students: dict[Any, Any]) -> Iterator[PlannedRun]:
         student = students.get((budget, method, seed))
@@ -190,6 +202,7 @@ class _Planner:
             dict(flatten(manifest.spec)) if manifest else {}, (*_unique(self.merge_points(where)), *scores), (),
             self.student_model(where, merge["identity"], manifest), (), {},
             manifest.started if manifest else self.started, manifest.ended if manifest else self.started,
+            tuple(system_samples(read_usage(self.store.usage_path(merge["identity"])))),
         )  # fmt: skip
 
     def merge_points(self, where: dict[str, Any]) -> Iterator[Point]:
@@ -228,11 +241,16 @@ class _Planner:
         where = {**place, "round": branch["round"], "branch": name}
         curves = [point for row in self.rows("training", **where) for point in _points(row, CURVES, int(row["step"]))]
         counts = [point for row in self.rows("branches", **where) for point in _points(row, BRANCH_MEASURES, 0)]
+        rows = read_usage(self.store.usage_path(branch["identity"]))
+        first = int(manifest.spec.get("first_step", 0)) if manifest else 0
+        last = max((step for _, _, step in curves), default=first)
+        counts = [(name, value, last if name == "tokens_per_second" else step) for name, value, step in counts]
         return PlannedRun(
             self.key(**where), self.key(**place), f"round {branch['round']} {name}" if branch["round"] else name,
             self.tags("branch", branch["identity"], teacher=teacher, **where), self.notes,
             dict(flatten(manifest.spec)) if manifest else {}, (*curves, *counts), tuple(sorted(self.corpora_of(manifest))),
             None, (), {}, manifest.started if manifest else self.started, manifest.ended if manifest else self.started,
+            (*speed_samples(rows, first, last), *system_samples(rows)),
         )  # fmt: skip
 
     # -- parts -----------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ from typing import Any
 
 from mot_core.identity import canonical_json, fingerprint
 
-PLAN_VERSION = 2  # raised when the same run is to be logged otherwise: what was logged is then replaced
+PLAN_VERSION = 3  # raised when the same run is to be logged otherwise: what was logged is then replaced
 MAX_PARAM_CHARACTERS = 5_900  # MLflow refuses 6,001
 MAX_NAME_CHARACTERS = 200  # MLflow's stores agree on 250
 # Metrics of the machine that a branch was trained on: logged, and outside of `content`.
 MACHINE_METRICS = ("tokens_per_second", "peak_memory_bytes")
+Sample = tuple[str, float, int, float]  # name, value, step, time
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +43,8 @@ class StudentModel:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the tracker. `metrics` are (name, value, step); `notes` are tags outside of `content`."""
+    """One run of the tracker. `metrics` are (name, value, step); `samples`, of the machine, have a time of their own and are
+    outside of `content`, as `notes` are, which are tags."""
 
     key: str
     parent: str | None
@@ -57,6 +59,7 @@ class PlannedRun:
     table_hashes: dict[str, str] = field(default_factory=dict)
     started: float = 0.0
     ended: float = 0.0
+    samples: tuple[Sample, ...] = ()
 
     @cached_property
     def content(self) -> str:

@@ -15,6 +15,7 @@ from mot_core.files import read_jsonl
 from mot_core.results import Results
 from mot_core.runs import read_index
 from mot_core.tables import load_results
+from mot_core.usage import read_usage
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import PlannedRun
 from tests.pico import pico_experiment
@@ -152,9 +153,31 @@ def test_the_tracker_took_all_of_it(run_dir: Path) -> None:
     experiment = client.get_experiment_by_name("pico")
     logged = {run.data.tags["mot.key"]: run for run in client.search_runs([experiment.experiment_id])}
     for key, plan in plans_of(run_dir).items():
-        assert set(logged[key].data.metrics) == set(metrics_of(plan))
+        assert set(logged[key].data.metrics) == {*metrics_of(plan), *(name for name, _, _, _ in plan.samples)}
     highest = max(row["barrier"] for row in document_of(run_dir, 1)["barrier"])
     assert logged[f"{PLACE}/round=1"].data.metrics["merge/max_barrier"] == highest
+
+
+def test_a_branchs_page_has_its_use_of_the_machine(run_dir: Path, tmp_path: Path) -> None:
+    """On MLflow's page of system metrics, with the times at which it was seen; speed is a curve that ends in the count."""
+    from mlflow import MlflowClient
+
+    key = f"{PLACE}/round=2/branch=bob"
+    uri = f"sqlite:///{run_dir.parent.parent}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("pico").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`mot.key` = '{key}'")
+    rows = read_usage(Store(run_dir.parent.parent).usage_path(run.data.tags["mot.identity"]))
+    assert rows
+    for name, column, unit in (
+        ("system/cpu_utilization_percentage", "cpu_percent", 1),
+        ("system/system_memory_usage_megabytes", "memory_bytes", 1e6),
+    ):
+        found = [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+        assert found == [(step, int(row["time"] * 1000), row[column] / unit) for step, row in enumerate(rows)]
+    history = client.get_metric_history(run.info.run_id, "tokens_per_second")
+    assert max(history, key=lambda one: one.step).value == metrics_of(plans_of(run_dir)[key])["tokens_per_second"]
+    assert run.data.metrics["tokens_per_second"] == metrics_of(plans_of(run_dir)[key])["tokens_per_second"]
 
 
 def test_the_highest_barrier_of_a_merge_is_told(run_dir: Path, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_artifacts_are_on_the_parent(tracked: tuple[Path, TrackingOutcome]) -> N
     assert "tables/scores.csv" in {item.path for item in client.list_artifacts(outcome.parent_run_id, "tables")}
     assert json.loads((run_dir_of(root) / "tracking.json").read_text()) == {
         "state": "logged", "uri": f"sqlite:///{root}/mlflow.db", "problem": None,
-        "parent_run_id": outcome.parent_run_id,
+        "parent_run_id": outcome.parent_run_id, "experiment_id": outcome.experiment_id,
     }  # fmt: skip
 
 
