@@ -339,8 +339,8 @@ USER = textwrap.dedent(
 def test_a_user_that_comes_during_a_removal_waits_and_two_removals_do_not_meet(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mot_core.usage.GATE_SECONDS", 0.0)
-    from mot_core.usage import alone
+    monkeypatch.setattr("mot_core.users.GATE_SECONDS", 0.0)
+    from mot_core.users import alone
 
     with subprocess.Popen(
         [sys.executable, "-c", USER, str(store.root)], stdout=subprocess.PIPE, text=True, cwd=ROOT
