@@ -5,6 +5,7 @@ Invariant: this process holds records and ids only; it never imports torch and n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from prefect import flow
@@ -16,21 +17,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.experiment import Evaluated, Outline, experiment
 from mot_core.spec import Experiment
 from mot_core.steps import Step
+from mot_core.workers.pool import WorkerPool
 from tasks.artifacts import report, score_table, study_report
 from tasks.guard import guard_server
 from tasks.invocation import Invocation, invocation_of
-from tasks.stages import TASKS
+from tasks.stages import TASKS, submit, wait_for
 
 # A thread a task run: each only waits for a worker, and the pool of workers decides who computes.
 MAX_WAITING_TASKS = 512
-
-
-def in_flow_run(of: Any, *arguments: Any) -> None:
-    """Run a flow: as a flow run of its own, or within one that is under way, such as a deployment's, as its body."""
-    if FlowRunContext.get() is None:
-        of(*arguments)
-    else:
-        of.fn(*arguments)
 
 
 class Submitter:
@@ -38,23 +32,30 @@ class Submitter:
 
     def __init__(self, invocation: Invocation) -> None:
         self.invocation = invocation
+        self.seen: set[str] = set()
         self.futures: dict[str, PrefectFuture[Any]] = {}
 
     def __call__(self, *steps: Step) -> None:
-        lacking, known = self.invocation.lacking, self.futures
+        lacking, known = self.invocation.lacking, self.seen
         wanted = {step.identity: step for step in steps if step.identity not in known or step.identity in lacking}
         if not wanted:
             return
         first = next(iter(wanted.values()))
         parents = [parent for step in wanted.values() for _, parent in step.parents if parent.identity not in wanted]
-        upstream = list({id(future): future for future in (self.futures[p.identity] for p in parents)}.values())
+        upstream = self.futures_of([parent.identity for parent in parents])
         name = first.label if len(wanted) == 1 else _group_label(list(wanted.values()))
         self.invocation.steps.update(wanted)
         lacking.difference_update(wanted)
-        future = (
-            TASKS[first.kind].with_options(task_run_name=name).submit(self.invocation.run_id, list(wanted), upstream)
-        )
-        self.futures.update(dict.fromkeys(wanted, future))
+        self.seen.update(wanted)
+        task = TASKS[first.kind].with_options(task_run_name=name)
+        future = submit(self.invocation, task, list(wanted.values()), upstream)
+        if future is not None:
+            self.futures.update(dict.fromkeys(wanted, future))
+
+    def futures_of(self, identities: Iterable[str]) -> list[PrefectFuture[Any]]:
+        """The task runs that obtain these steps, each once; what was done when it was submitted has none."""
+        futures = [self.futures[identity] for identity in identities if identity in self.futures]
+        return list({id(future): future for future in futures}.values())
 
 
 def _group_label(steps: list[Step]) -> str:
@@ -80,6 +81,18 @@ def _flow(name: str) -> Any:
     )
 
 
+def in_flow_run(of: Any, invocation: Invocation, *arguments: Any) -> None:
+    """Run a flow under an invocation, its tasks where the invocation's steps are computed: as a flow run of its own, or
+    within one that is under way, such as a deployment's, as its body."""
+    pool = invocation.pool
+    if not isinstance(pool, WorkerPool):
+        of.with_options(task_runner=pool.task_runner())(*arguments, invocation.run_id)
+    elif FlowRunContext.get() is None:
+        of(*arguments, invocation.run_id)
+    else:
+        of.fn(*arguments, invocation.run_id)
+
+
 @_flow("mot-experiment")  # type: ignore[untyped-decorator]
 def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     """Run the experiment of a spec under a registered invocation, until every step is published.
@@ -94,16 +107,13 @@ def run_experiment(spec: dict[str, Any], run_id: str) -> None:
     assert invocation.world is not None
     do = Submitter(invocation)
     outline = experiment(experiment_spec, invocation.world, do)
-    tables = [
-        score_table.with_options(task_run_name=f"score table, round {round_index}").submit(
-            run_id,
-            experiment_spec.name,
-            round_index,
-            [do.futures[s.identity] for e in evaluated for *_, s in e.evaluations],
-        )
-        for round_index, evaluated in by_round(outline).items()
-    ]
-    raise_first_failure(invocation, do, tables)
+    for round_index, evaluated in by_round(outline).items():
+        identities = [step.identity for one in evaluated for *_, step in one.evaluations]
+        wait_for(invocation, do.futures_of(identities))
+        if invocation.failure is None:
+            table = score_table.with_options(task_run_name=f"score table, round {round_index}")
+            table(run_id, experiment_spec.name, round_index, identities, return_state=True)
+    raise_first_failure(invocation, do)
     report(run_id, experiment_spec.name)
 
 
@@ -118,11 +128,11 @@ def run_sweep(spec: dict[str, Any], run_id: str) -> None:
     do = Submitter(invocation)
     for variant in sweep_specs(Experiment.model_validate(spec)).values():
         experiment(variant, invocation.world, do, touch_test=False)
-    raise_first_failure(invocation, do, [])
+    raise_first_failure(invocation, do)
 
 
 @_flow("mot-part")  # type: ignore[untyped-decorator]
-def run_part(run_id: str, identities: list[str]) -> None:
+def run_part(identities: list[str], run_id: str) -> None:
     """Run some of a registered invocation's steps, given parents first, until they are published.
 
     Raises:
@@ -133,7 +143,7 @@ def run_part(run_id: str, identities: list[str]) -> None:
     do = Submitter(invocation)
     for identity in identities:
         do(invocation.steps[identity])
-    raise_first_failure(invocation, do, [])
+    raise_first_failure(invocation, do)
 
 
 @_flow("mot-study")  # type: ignore[untyped-decorator]
@@ -147,9 +157,9 @@ def run_study(name: str, run_id: str) -> None:
     invocation.flow_run_id = str(flow_run.id)
     guard_server()
     do = Submitter(invocation)
-    for submit in invocation.phases:
-        submit(do)
-        raise_first_failure(invocation, do, [])
+    for submit_phase in invocation.phases:
+        submit_phase(do)
+        raise_first_failure(invocation, do)
     study_report(run_id, name)
 
 
@@ -159,9 +169,8 @@ def by_round(outline: Outline) -> dict[float, list[Evaluated]]:
     return {r: [evaluated for evaluated in outline.students if evaluated.round_index == r] for r in rounds}
 
 
-def raise_first_failure(invocation: Invocation, do: Submitter, tables: list[PrefectFuture[Any]]) -> None:
+def raise_first_failure(invocation: Invocation, do: Submitter) -> None:
     """Wait for every task run; raise the first cause of failure, not what followed from it."""
-    for future in [*dict.fromkeys(do.futures.values()), *tables]:
-        future.wait()
+    wait_for(invocation, do.futures_of(do.futures))
     if invocation.failure is not None:
         raise invocation.failure

@@ -5,18 +5,18 @@ The same steps as in the whole, in the same store: what a part has paid for is n
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from flows.run import Announce, RunOptions, check_devices, invocation_for, outline_of
+from flows.run import Announce, RunOptions, check_devices, outline_of, pool_of, prepared
 from mot_core.artifacts import Published, Store
 from mot_core.identity import fingerprint
 from mot_core.prepare import prepare
 from mot_core.runs import write_steps
 from mot_core.spec import Experiment
 from mot_core.steps import Step, walk
-from mot_core.workers.pool import visible_devices
 from mot_core.world import resolve
-from tasks.invocation import Watcher
+from tasks.invocation import Invocation, Watcher
 
 Row = dict[str, Any]
 
@@ -62,17 +62,25 @@ def _run_part(
     spec: Experiment, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any
 ) -> dict[Any, Published]:
     """Publish the steps that `wanted` chooses from the experiment's outline, and what they need; their records by its keys."""
-    check_devices(spec, visible_devices())
-    store = Store(options.store).open()
-    world, drawn = prepare(spec, resolve(spec), store, publish=True)
+    store = Store(options.store)
+    with contextlib.closing(pool_of(store, options)) as pool:
+        return _run_on(pool, spec, store, options, watch, announce, wanted)
+
+
+def _run_on(
+    pool: Any, spec: Experiment, store: Store, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any
+) -> dict[Any, Published]:
+    check_devices(spec, pool.devices)
+    world, drawn = prepare(spec, resolve(spec), store.open(), publish=True)
     outline, _ = outline_of(spec, world)
     chosen: dict[Any, Step] = wanted(outline)
     steps = list(walk(list(chosen.values())))
     run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
-    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce, ()) as invocation:
+    invocation = Invocation(run_dir.name, store, pool, world, watch)
+    with prepared(invocation, steps, drawn, options.halt, announce, ()):
         write_steps(run_dir, steps, spec.keep, finished=False)
         from flows.orchestrate import in_flow_run, run_part
 
-        in_flow_run(run_part, invocation.run_id, [step.identity for step in steps])
+        in_flow_run(run_part, invocation, [step.identity for step in steps])
         write_steps(run_dir, steps, spec.keep, finished=True)
         return {key: invocation.records[step.identity] for key, step in chosen.items()}

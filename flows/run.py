@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.experiment import Outline, experiment
 from flows.index import final_students, index_of, kept_of
@@ -27,9 +27,12 @@ from mot_core.runs import SUMMARY, new_run_dir, write_index
 from mot_core.spec import Experiment
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
-from mot_core.workers.pool import REMEDY, WorkerPool, union_seconds, visible_devices
+from mot_core.workers.pool import REMEDY, WorkerPool, union_seconds
 from mot_core.world import World, resolve
 from tasks.invocation import Halt, Invocation, Watcher, forget, register
+
+if TYPE_CHECKING:
+    from tasks.cluster import Cluster
 
 Announce = Callable[[str, int], None]
 """Told once, before anything runs: a line for people, and the number of steps."""
@@ -43,6 +46,28 @@ class RunOptions:
     workers: int | None = None
     checkpoint_seconds: float = 60.0
     halt: Halt = field(default_factory=Halt)
+    ray: str | None = None
+    """A Ray cluster in place of this machine's workers: `auto`, `HOST:PORT` or `ray://HOST:PORT`."""
+
+
+def pool_of(store: Store, options: RunOptions) -> WorkerPool | Cluster:
+    """Where steps are computed: this machine's workers, or a cluster's, which has to answer now.
+
+    Raises:
+        SpecError: no such cluster, or nothing to talk to it with.
+    """
+    if options.ray is None:
+        return WorkerPool(store, options.workers, options.checkpoint_seconds)
+    if options.workers is not None:
+        raise SpecError(
+            "--workers is for this machine's workers; under --ray the nodes' CPUs and GPUs say how many run"
+        )
+    quiet_prefect()
+    try:
+        from tasks.cluster import Cluster
+    except ImportError as error:
+        raise SpecError(f"--ray needs the package prefect-ray ({error}): pip install 'mot[ray]'") from error
+    return Cluster(options.ray, store, options.checkpoint_seconds)
 
 
 def outline_of(spec: Experiment, world: World, touch_test: bool = True) -> tuple[Outline, list[Step]]:
@@ -63,46 +88,62 @@ def run(
     """
     options = options or RunOptions()
     clock = time.monotonic()
-    check_devices(spec, visible_devices())
-    world = resolve(spec)
-    store = Store(options.store).open()
-    world, drawn = prepare(spec, world, store, publish=True)
-    outline, steps = outline_of(spec, world)
-    with explain_disk_errors(f"store {store.root}"):
-        run_dir = new_run_dir(store, spec.name, spec.identity)
-        write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
-    kept = kept_of(spec, outline, steps)
-    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce, kept) as invocation:
-        write_index(run_dir, index_of(spec, world, outline, steps, invocation))
-
-        def conclude() -> None:
-            invocation.pool.close()
-            write_index(run_dir, index_of(spec, world, outline, steps, invocation))
-            finish(spec, outline, invocation, run_dir, clock)
-
-        invocation.conclude = conclude
-        from flows.orchestrate import in_flow_run, run_experiment
-
-        in_flow_run(run_experiment, spec.model_dump(mode="json"), invocation.run_id)
+    store = Store(options.store)
+    with contextlib.closing(pool_of(store, options)) as pool:
+        check_devices(spec, pool.devices)
+        world = resolve(spec)
+        world, drawn = prepare(spec, world, store.open(), publish=True)
+        outline, steps = outline_of(spec, world)
+        with explain_disk_errors(f"store {store.root}"):
+            run_dir = new_run_dir(store, spec.name, spec.identity)
+            write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
+        invocation = Invocation(run_dir.name, store, pool, world, watch)
+        with prepared(invocation, steps, drawn, options.halt, announce, kept_of(spec, outline, steps)):
+            _run(spec, outline, steps, invocation, run_dir, clock)
     return run_dir
 
 
+def _run(
+    spec: Experiment, outline: Outline, steps: list[Step], invocation: Invocation, run_dir: Path, clock: float
+) -> None:
+    """Run the flow under an invocation, and what concludes it."""
+    assert invocation.world is not None
+    write_index(run_dir, index_of(spec, invocation.world, outline, steps, invocation))
+
+    def conclude() -> None:
+        assert invocation.world is not None
+        invocation.pool.close()
+        write_index(run_dir, index_of(spec, invocation.world, outline, steps, invocation))
+        finish(spec, outline, invocation, run_dir, clock)
+
+    invocation.conclude = conclude
+    from flows.orchestrate import in_flow_run, run_experiment
+
+    in_flow_run(run_experiment, invocation, spec.model_dump(mode="json"))
+
+
 @contextlib.contextmanager
-def invocation_for(
-    run_id: str, world: World, store: Store, steps: list[Step], drawn: list[Published], options: RunOptions,
-    watch: Watcher, announce: Announce, kept: Iterable[Place],
-) -> Iterator[Invocation]:  # fmt: skip
-    """A registered invocation of these steps, its workers loading already if a step is missing. `drawn` are those
+def prepared(
+    invocation: Invocation,
+    steps: list[Step],
+    drawn: list[Published],
+    halt: Halt,
+    announce: Announce,
+    kept: Iterable[Place],
+) -> Iterator[None]:
+    """The invocation registered, of these steps, its workers loading already if a step is missing. `drawn` are those
     that preparing it has published a moment ago, `kept` the weights that have to be there in the end."""
-    pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
-    with registered(Invocation(run_id, store, pool, world, watch), options.halt) as invocation:
+    with registered(invocation, halt):
         missing = invocation.look_up(steps, drawn, kept)
         todo = missing + len(drawn)  # what was drawn to know the graph was this run's work, too
-        told = f"{run_id}: {len(steps)} steps, {todo} to run, {len(steps) - todo} reused; store {store.root}"
-        announce(told, len(steps))
+        reused = len(steps) - todo
+        announce(
+            f"{invocation.run_id}: {len(steps)} steps, {todo} to run, {reused} reused; store {invocation.store.root}",
+            len(steps),
+        )
         if missing:
-            pool.start()
-        yield invocation
+            invocation.pool.start()
+        yield
 
 
 @contextlib.contextmanager

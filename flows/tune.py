@@ -6,12 +6,13 @@ carries it can be checked without running anything. Test problems are never touc
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from flows.experiment import Outline
-from flows.run import Announce, RunOptions, check_devices, invocation_for, outline_of
+from flows.run import Announce, RunOptions, check_devices, outline_of, pool_of, prepared
 from mot_core.artifacts import Store
 from mot_core.files import write_atomically
 from mot_core.identity import canonical_json, fingerprint
@@ -20,9 +21,8 @@ from mot_core.retention import kept_places
 from mot_core.runs import write_steps
 from mot_core.spec import TRAINED_METHODS, Experiment
 from mot_core.steps import Step
-from mot_core.workers.pool import visible_devices
 from mot_core.world import World, resolve
-from tasks.invocation import Watcher
+from tasks.invocation import Invocation, Watcher
 
 RULES = {
     "mean": "highest mean of the home benchmarks' dev avg@k, over a method's students; ties go to the lower rate",
@@ -80,19 +80,21 @@ def tune(
 ) -> Sweep:  # fmt: skip
     """Run the sweep (reusing what is published) and choose; the record lies in `STORE/tuning/<identity>.json`."""
     options = options or RunOptions()
-    check_devices(spec, visible_devices())
-    world = resolve(spec)
-    store = Store(options.store).open()
-    world, drawn = prepare(spec, world, store, publish=True)
-    outlines, steps, identity = sweep_outline(spec, world)
-    kept = kept_places(spec.keep, {step.identity for step in steps}, (), ())  # its result is scores, and no student
-    run_dir = store.root / "runs" / f"tune-{spec.name}-{identity[:8]}"
-    with invocation_for(run_dir.name, world, store, steps, drawn, options, watch, announce, kept) as invocation:
-        write_steps(run_dir, steps, spec.keep, finished=False)
-        from flows.orchestrate import in_flow_run, run_sweep
+    store = Store(options.store)
+    with contextlib.closing(pool_of(store, options)) as pool:
+        check_devices(spec, pool.devices)
+        world = resolve(spec)
+        world, drawn = prepare(spec, world, store.open(), publish=True)
+        outlines, steps, identity = sweep_outline(spec, world)
+        kept = kept_places(spec.keep, {step.identity for step in steps}, (), ())  # its result is scores, and no student
+        run_dir = store.root / "runs" / f"tune-{spec.name}-{identity[:8]}"
+        invocation = Invocation(run_dir.name, store, pool, world, watch)
+        with prepared(invocation, steps, drawn, options.halt, announce, kept):
+            write_steps(run_dir, steps, spec.keep, finished=False)
+            from flows.orchestrate import in_flow_run, run_sweep
 
-        in_flow_run(run_sweep, spec.model_dump(mode="json"), invocation.run_id)
-        write_steps(run_dir, steps, spec.keep, finished=True)
+            in_flow_run(run_sweep, invocation, spec.model_dump(mode="json"))
+            write_steps(run_dir, steps, spec.keep, finished=True)
     scores = read_scores(spec, outlines, store)
     chosen = {method: max(sorted(rates), key=lambda rate: rates[rate]) for method, rates in scores.items()}
     sweep = Sweep(identity, scores, chosen)

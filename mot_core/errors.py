@@ -19,6 +19,8 @@ A message says what went wrong, where, what was expected, what was got, and what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class MotError(Exception):
     """Base of all errors that `mot` raises on purpose."""
@@ -70,3 +72,15 @@ class WorkerError(MotError, RuntimeError):
 
 class Halted(MotError, RuntimeError):
     """A run that was asked to stop, and stopped at the next published step; the same call goes on from there."""
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """An error as text that another process can raise again: its type here, if it has one, and its message."""
+    kind = type(error).__name__ if isinstance(error, MotError) else ""
+    return {"type": kind, "message": str(error) if kind else f"{type(error).__name__}: {error}"}
+
+
+def raised(error: Mapping[str, str], prefix: str = "") -> MotError:
+    """What `described` told of, to be raised here; `WorkerError` where it was no error of ours."""
+    kind: type[MotError] = globals()[error["type"] or "WorkerError"]
+    return kind(prefix + error["message"])

@@ -113,6 +113,10 @@ class RemoteStep(Step):
     def parent_identities(self) -> list[list[str]]:
         return [[role, identity] for role, _, identity in self.parent_records]
 
+    def to_json(self) -> dict[str, Any]:
+        """As it came: a cluster's task hands it on to a worker of its node."""
+        return {**super().to_json(), "parents": [list(record) for record in self.parent_records]}
+
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RemoteStep:
         step = cls(

@@ -31,10 +31,9 @@ def markdown_text(text: object) -> str:
 
 
 @task(name="score table", cache_policy=NO_CACHE, persist_result=False)
-def score_table(run_id: str, experiment_name: str, round_index: float, upstream: list[Any]) -> None:
+def score_table(run_id: str, experiment_name: str, round_index: float, wanted: list[str]) -> None:
     """Publish one round's scores, a row a student and benchmark."""
     invocation = invocation_of(run_id)
-    wanted = {record["identity"] for records in upstream for record in records}
     rows = []
     for identity in wanted:
         step = invocation.steps[identity]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mot_core.artifacts import Published, Store, find_all
 from mot_core.dag import Do
@@ -19,6 +19,9 @@ from mot_core.retention import Place, to_compute
 from mot_core.steps import Step
 from mot_core.workers.pool import WorkerPool
 from mot_core.world import World
+
+if TYPE_CHECKING:
+    from tasks.cluster import Cluster
 
 Watcher = Callable[[Step, dict[str, Any]], None]
 
@@ -63,7 +66,7 @@ class Invocation:
 
     run_id: str
     store: Store
-    pool: WorkerPool
+    pool: WorkerPool | Cluster
     world: World | None
     """Of an experiment or sweep; a study's cells have each their own."""
     watch: Watcher = lambda step, event: None
@@ -101,19 +104,30 @@ class Invocation:
         try:
             return self._obtain(identities, watch)
         except BaseException as error:
-            with self._lock:
-                self.failure = self.failure or error
-            self.pool.accept_no_more()
+            self.fail(error)
             raise
 
+    def fail(self, error: BaseException) -> None:
+        """Keep the first cause of failure; no further step starts."""
+        with self._lock:
+            self.failure = self.failure or error
+        self.pool.accept_no_more()
+
+    def missing(self, identities: list[str]) -> list[Step]:
+        """Those of these steps that were not published when the invocation looked them up."""
+        return [self.steps[identity] for identity in identities if self.found.get(identity) is None]
+
     def _obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
-        steps = [self.steps[identity] for identity in identities]
-        missing = [step for step in steps if self.found.get(step.identity) is None]
-        fresh: dict[str, Published] = {}
-        if missing:
-            job = self.pool.run(missing, PRIORITY[missing[0].kind], watch)
-            fresh = {record.identity: record for record in job.records}
-        records = [fresh.get(identity) or self.found[identity] for identity in identities]
+        computed: list[Published] = []
+        if missing := self.missing(identities):
+            assert isinstance(self.pool, WorkerPool), "a cluster's steps are computed in its tasks"
+            computed = self.pool.run(missing, PRIORITY[missing[0].kind], watch).records
+        return self.note(identities, computed, watch)
+
+    def note(self, identities: list[str], computed: list[Published], watch: Watcher) -> list[Published]:
+        """Count steps as done: those that a worker has just obtained, and those that were found before."""
+        fresh = {record.identity: record for record in computed}
+        records = [fresh.get(identity) or self.found.get(identity) for identity in identities]
         for identity, record in zip(identities, records, strict=True):
             # Prefect has handed a task another run's record before (#22259): trust identities only.
             if record is None or record.identity != identity:
@@ -148,3 +162,22 @@ def invocation_of(run_id: str) -> Invocation:
 
 def forget(run_id: str) -> None:
     _INVOCATIONS.pop(run_id, None)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Steps to obtain in this process's invocation, by the workers of this machine."""
+
+    run_id: str
+    identities: list[str]
+
+    def obtain(self, tell_log: Callable[[str], None]) -> list[bool]:
+        """Obtain them, and say of each whether it was reused."""
+        invocation = invocation_of(self.run_id)
+
+        def watch(step: Step, event: dict[str, Any]) -> None:
+            if "line" in event:
+                tell_log(event["line"])
+            invocation.watch(step, event)
+
+        return [record.reused for record in invocation.obtain(self.identities, watch)]

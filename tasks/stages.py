@@ -1,44 +1,74 @@
 """One Prefect task a stage. Each obtains published steps through a worker and returns small records.
 
+The same tasks run on this machine and on a Ray cluster: what differs is in their parameter (`Here`, `tasks.cluster.Away`).
+
 Prefect's own result cache stays off: the published manifest is the only truth about what is done. There are no
 retries: a killed or failed run goes on from what is published when it is started again.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from mot_core.errors import WorkerError
 from mot_core.steps import Step
-from tasks.invocation import invocation_of
+from mot_core.workers.pool import WorkerPool
+from tasks.invocation import Here, Invocation
 
-Records = list[dict[str, Any]]
+if TYPE_CHECKING:
+    from prefect.futures import PrefectFuture
+
+    from tasks.cluster import Away
+
+Small = list[tuple[str, bool]]
+"""What a task hands on: each step's identity, and whether it was reused."""
 
 
-def _obtain(run_id: str, identities: list[str]) -> State[Any]:
-    """The task's final state: 'Reused' if nothing was computed, else 'Completed', with the steps' records."""
-    invocation = invocation_of(run_id)
+def submit(
+    invocation: Invocation, task: Any, steps: list[Step], upstream: list[PrefectFuture[Any]]
+) -> PrefectFuture[Any] | None:
+    """A task run that obtains steps after others; None if that is done already."""
+    identities = [step.identity for step in steps]
+    here = Here(invocation.run_id, identities)
+    if isinstance(invocation.pool, WorkerPool):
+        future: PrefectFuture[Any] = task.submit(here, upstream)
+        return future
+    if invocation.missing(identities):
+        return invocation.pool.submit(invocation, task, steps, upstream)
+    task(here, [], return_state=True)  # nothing to compute: no node need be asked
+    return None
+
+
+def wait_for(invocation: Invocation, futures: list[PrefectFuture[Any]]) -> None:
+    """Wait until task runs have ended and the invocation knows what they did."""
+    for future in futures:
+        future.wait()
+        if invocation.failure is None and future.state.is_crashed():
+            invocation.fail(
+                WorkerError(f"a task run crashed: {future.state.message}; run the same command again: it goes on")
+            )
+    if not isinstance(invocation.pool, WorkerPool):
+        invocation.pool.settle()
+
+
+def _obtain(work: Here | Away) -> State[Any]:
+    """The task's final state: 'Reused' if nothing was computed, else 'Completed'."""
     logger = get_run_logger()
-
-    def watch(step: Step, event: dict[str, Any]) -> None:
-        if "line" in event:
-            logger.info("%s", event["line"])
-        invocation.watch(step, event)
-
-    records = invocation.obtain(identities, watch)
-    small = [{"identity": record.identity, "kind": record.kind, "reused": record.reused} for record in records]
-    if all(record.reused for record in records):
+    reused = work.obtain(lambda line: logger.info("%s", line))
+    small = list(zip(work.identities, reused, strict=True))
+    if all(reused):
         return Completed(name="Reused", message="published before; nothing was computed", data=small)
-    return Completed(message=f"{sum(not record.reused for record in records)} step(s) computed", data=small)
+    return Completed(message=f"{reused.count(False)} step(s) computed", data=small)
 
 
 def _stage(name: str) -> Any:
-    def stage(run_id: str, identities: list[str], upstream: list[Records]) -> State[Any]:
-        return _obtain(run_id, identities)
+    def stage(work: Here | Away, upstream: list[Small]) -> State[Any]:
+        return _obtain(work)
 
     stage.__name__ = name.replace("-", "_")
     return task(name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)(stage)

@@ -20,11 +20,13 @@ def write_spec(path: Path, document: dict[str, Any]) -> Path:
     return path
 
 
-def start_driver(spec: Path, store: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start_driver(
+    spec: Path, store: Path, environment: dict[str, str], log: Path, *more: str
+) -> subprocess.Popen[bytes]:
     """`python -m tests.drive` in the background; its output goes to a file."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.drive", str(spec), str(store)],
+            [sys.executable, "-W", "ignore", "-m", "tests.drive", str(spec), str(store), *more],
             stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ and text are functions of what is published; nothing that a cell found is kept a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from flows.experiment import experiment
 from flows.index import index_of, kept_of, provenance_of
-from flows.run import Announce, RunOptions, check_devices, outline_of, registered
+from flows.run import Announce, RunOptions, check_devices, outline_of, pool_of, registered
 from flows.studies.base import Cell, Findings, Planned, Probe, Setup, Study, study_identity
 from mot_core.analysis.outcomes import Outcomes
 from mot_core.analysis.page import write_study
@@ -33,7 +34,7 @@ from mot_core.runs import CELLS, new_run_dir, write_index, write_steps
 from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import Step, walk
 from mot_core.tables import collect
-from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
+from mot_core.workers.pool import union_seconds
 from mot_core.world import World, resolve
 from tasks.invocation import Invocation, Watcher
 
@@ -59,7 +60,7 @@ class _Running:
             check_cells(self.study.name, [*self.findings.outcomes.coordinates, *(cell.name for cell in cells)])
             worlds, planned, drawn = [], [], []
             for cell in cells:
-                check_devices(cell.spec, visible_devices())
+                check_devices(cell.spec, self.invocation.pool.devices)
                 world, published = prepare(cell.spec, resolve(cell.spec), self.store, publish=True)
                 outline, steps = outline_of(cell.spec, world)
                 worlds.append((world, steps))
@@ -186,8 +187,10 @@ def run_study(
     identity = study_identity(study, setup)
     with explain_disk_errors(f"store {store.root}"):
         run_dir = new_run_dir(store, f"study-{study.name}-{setup.label}", identity)
-    pool = WorkerPool(store, options.workers, options.checkpoint_seconds)
-    with registered(Invocation(run_dir.name, store, pool, None, watch), options.halt) as invocation:
+    with (
+        contextlib.closing(pool_of(store, options)) as pool,
+        registered(Invocation(run_dir.name, store, pool, None, watch), options.halt) as invocation,
+    ):
         running = _Running(study, Findings(setup, Outcomes()), store, run_dir, invocation, announce)
 
         def conclude() -> None:
@@ -205,7 +208,7 @@ def run_study(
         from flows.orchestrate import in_flow_run
         from flows.orchestrate import run_study as study_flow
 
-        in_flow_run(study_flow, study.name, invocation.run_id)
+        in_flow_run(study_flow, invocation, study.name)
     return run_dir
 
 

@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from mot_core.errors import described
 from mot_core.processes import die_with_parent
 from mot_core.secrets import masked, name_secret, names_in
 from mot_core.text import log_line, visible
@@ -168,7 +169,7 @@ def work(command: dict[str, Any], events: int, output: int, halted: bool) -> Non
         code = 0
     except BaseException as error:
         traceback.print_exc()
-        os.write(events, json.dumps({"event": "error", "error": describe(error)}).encode() + b"\n")
+        os.write(events, json.dumps({"event": "error", "error": described(error)}).encode() + b"\n")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -242,15 +243,6 @@ def bind(devices: list[str]) -> tuple[str, ...]:
     if devices:
         torch.cuda.set_device(0)
     return tuple(devices)
-
-
-def describe(error: BaseException) -> dict[str, str]:
-    """An error as text that the flow process can raise again: its type in `mot_core.errors`, its message."""
-    from mot_core.errors import MotError
-
-    kind = type(error).__name__ if isinstance(error, MotError) else ""
-    text = str(error) if kind else f"{type(error).__name__}: {error}"
-    return {"type": kind, "message": text}
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mot_core import errors
 from mot_core.artifacts import Published, Store
-from mot_core.errors import Halted, MotError, SpecError, WorkerError
+from mot_core.errors import Halted, MotError, SpecError, WorkerError, raised
 from mot_core.runner import RunSettings
 from mot_core.steps import Step
 from mot_core.workers.devices import POLL_SECONDS, Devices
@@ -50,13 +49,17 @@ class WorkerPool:
 
     On a CPU at most `num_workers` jobs run at once, a core each where no number is given. With GPUs as many run as find
     devices free, and beside them as many again that need none; a number given caps both together. Devices that another
-    run of this machine has are waited for.
+    run of this machine has are waited for. `devices` and `cores` say what share of the machine is this pool's, where it
+    is not all of it.
     """
 
-    def __init__(self, store: Store, num_workers: int | None = None, checkpoint_seconds: float = 60.0) -> None:
-        self._cores = cores = len(os.sched_getaffinity(0))
+    def __init__(
+        self, store: Store, num_workers: int | None = None, checkpoint_seconds: float = 60.0, *,
+        devices: Sequence[str] | None = None, cores: int | None = None,
+    ) -> None:  # fmt: skip
+        self._cores = cores = cores or len(os.sched_getaffinity(0))
         self.store = store
-        devices = visible_devices()
+        self.devices = devices = visible_devices() if devices is None else list(devices)
         self.num_workers = num_workers or len(devices) or cores
         self.settings = RunSettings(max(1, cores // self.num_workers), checkpoint_seconds)
         self._process: subprocess.Popen[bytes] | None = None
@@ -216,8 +219,7 @@ class WorkerPool:
             job.records.append(Published.from_json(message["record"]))
             job.current += 1
         elif event == "error":
-            kind = getattr(errors, message["error"]["type"] or "WorkerError")
-            job.error = kind(f"{step.label}: {message['error']['message']}")
+            job.error = raised(message["error"], f"{step.label}: ")
         elif "exit" in message:
             self._finish(job_id, job, message["exit"])
             return

@@ -1,0 +1,125 @@
+"""Real servers for tests on loopback: Prefect's, and a Ray cluster of a head and a second node, each a process group of its
+own that ends with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+from tests.processes import ROOT, descendants, is_alive, wait_until
+
+START_SECONDS = 180.0
+HEAD, SECOND = "127.0.0.2", "127.0.0.3"
+"""Ray takes 127.0.0.1 for the machine's outer address; these it leaves as they are."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def prefect_server(home: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A real Prefect server; `(API URL, environment of its clients)`."""
+    port = free_port()
+    environment = {
+        **os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        wait_until(lambda: healthy(url), START_SECONDS, "the Prefect server's start")
+        yield url, {**environment, "PREFECT_API_URL": url}
+    finally:
+        process.terminate()
+        process.wait(30)
+        assert not healthy(url)
+
+
+@dataclass
+class RayNode:
+    """One node: `ray start --block` and everything below it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def workers(self) -> list[int]:
+        """The Ray workers that a task runs in now."""
+        return [pid for pid, command in descendants(self.process.pid).items() if command.startswith("ray::")
+                and not command.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::Desk"))]  # fmt: skip
+
+    def end(self) -> None:
+        """Kill the node at once, as a machine that is lost, and wait until all of it is gone."""
+        below = [self.process.pid, *descendants(self.process.pid)]
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        wait_until(lambda: not any(map(is_alive, below)), 30.0, f"something outlives its Ray node: {below}")
+
+
+@dataclass
+class RayCluster:
+    address: str
+    head: RayNode
+    second: RayNode
+
+
+@contextlib.contextmanager
+def ray_cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
+    """A head and a second node, one CPU and one pretended GPU each, without a dashboard."""
+    # Short: the path of a UNIX socket in it has 107 bytes at most.
+    home = Path(tempfile.mkdtemp(prefix="mot-ray-"))
+    port = free_port(HEAD)
+    address = f"{HEAD}:{port}"
+    started: list[RayNode] = []
+    try:
+        head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port(HEAD)}", f"--temp-dir={home}/ray",
+                "--include-dashboard=false"]  # fmt: skip
+        for host, more in ((HEAD, head), (SECOND, [f"--address={address}"])):
+            started.append(_start_node(host, more, environment, home))
+            wait_until(
+                lambda: "Ray runtime started" in started[-1].log.read_text(), START_SECONDS, f"Ray's start on {host}"
+            )
+        yield RayCluster(address, *started)
+    finally:
+        for node in reversed(started):
+            node.end()
+        shutil.rmtree(home)
+
+
+def _start_node(host: str, more: list[str], environment: dict[str, str], home: Path) -> RayNode:
+    log = home / f"{host}.log"
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--block", f"--node-ip-address={host}", "--num-cpus=1",
+        "--num-gpus=1", "--object-store-memory=80000000", "--disable-usage-stats", *more,
+    ]  # fmt: skip
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env={**environment, "RAY_USAGE_STATS_ENABLED": "0"}, stdout=output, stderr=output,
+            cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+    return RayNode(process, log)
