@@ -38,12 +38,25 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="worker processes; absent: one a core, or as many as find GPUs free"),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (docs/ray.md)"
+    ),
+]
+ShardsOption = Annotated[
+    int,
+    typer.Option(
+        "--shards", min=1, help="jobs that a student's benchmarks are split into, where places are more than students"
+    ),
+]
 
 
 @app.command(epilog="Example: mot run lab --set training_seeds=[1,2,3] --store ./store")
 def run(
     spec: SpecArgument, set_: SetOption = None, store: StoreOption = Path("store"), workers: WorkersOption = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0.0, help="between checkpoints inside a branch")] = 60.0,
+    ray: RayOption = None, shards: ShardsOption = 1,
 ) -> None:  # fmt: skip
     """Run an experiment to its report (all variants, one after the other, unless one is named); started again after
     any interruption, it goes on."""
@@ -55,7 +68,7 @@ def run(
     for experiment in _load_all(spec, set_):
         with LiveView(console) as view:
             run_dir = run_experiment(
-                experiment, RunOptions(store, workers, checkpoint_seconds), view.watch, view.announce
+                experiment, RunOptions(store, workers, checkpoint_seconds, ray, shards), view.watch, view.announce
             )
         _show(run_dir, console)
 
@@ -147,8 +160,9 @@ def _plan_for_machine(
 
 @app.command(epilog="Example: mot tune lab")
 def tune(
-    spec: SpecArgument, set_: SetOption = None, store: StoreOption = Path("store"), workers: WorkersOption = None
-) -> None:
+    spec: SpecArgument, set_: SetOption = None, store: StoreOption = Path("store"), workers: WorkersOption = None,
+    ray: RayOption = None, shards: ShardsOption = 1,
+) -> None:  # fmt: skip
     """Choose each method's learning rate by the same sweep on the dev split, and print what a preset carries."""
     from flows.live import LiveView
     from flows.run import RunOptions
@@ -159,7 +173,7 @@ def tune(
     experiment = _load(spec, set_)
     console = _console()
     with LiveView(console) as view:
-        sweep = run_sweep(experiment, RunOptions(store, workers), view.watch, view.announce)
+        sweep = run_sweep(experiment, RunOptions(store, workers, ray=ray, shards=shards), view.watch, view.announce)
     console.print(sweep_table(sweep))
     console.print(preset_lines(experiment, sweep), markup=False, highlight=False, soft_wrap=True)
     if note := edge_note(experiment, sweep):
@@ -182,6 +196,7 @@ def study(
     cluster: Annotated[
         str | None, typer.Option(metavar="NODESxCOUNTxTYPE", help="with --plan: for several nodes: 4x8xH100, …")
     ] = None,
+    ray: RayOption = None, shards: ShardsOption = 1,
 ) -> None:  # fmt: skip
     """Run a study of the paper's claims to its figure, table and paragraph; started again, it goes on, and what another
     run has computed is not computed again."""
@@ -199,7 +214,9 @@ def study(
         _plan_study(chosen, setup, store, workers, machine, console)
         return
     with LiveView(console) as view:
-        run_dir = run_study(chosen, setup, RunOptions(store, workers), view.watch, view.announce)
+        run_dir = run_study(
+            chosen, setup, RunOptions(store, workers, ray=ray, shards=shards), view.watch, view.announce
+        )
     _show_study(run_dir, console)
 
 

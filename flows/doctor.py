@@ -42,7 +42,16 @@ def _versions() -> list[Check]:
             found.append(Check(name, metadata.version(name), use, True))
         except metadata.PackageNotFoundError:
             found.append(Check(name, "absent", use, False))
-    return [*found, _vllm(), _lm_eval()]
+    return [*found, _ray(), _vllm(), _lm_eval()]
+
+
+def _ray() -> Check:
+    use = "several machines: --ray (optional; pip install 'mot[ray]')"
+    try:
+        found = f"prefect-ray {metadata.version('prefect-ray')}, ray {metadata.version('ray')}"
+    except metadata.PackageNotFoundError:
+        return Check("ray", "absent", use, True)
+    return Check("ray", found, use, True)
 
 
 def _vllm() -> Check:

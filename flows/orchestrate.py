@@ -28,7 +28,8 @@ MAX_WAITING_TASKS = 512
 
 
 class Submitter:
-    """`do` for a running flow: one task run a call, after the task runs that it depends on."""
+    """`do` for a running flow: one task run a call, or a few where a student's benchmarks are sharded, after the task
+    runs that it depends on."""
 
     def __init__(self, invocation: Invocation) -> None:
         self.invocation = invocation
@@ -38,8 +39,10 @@ class Submitter:
     def __call__(self, *steps: Step) -> None:
         lacking, known = self.invocation.lacking, self.seen
         wanted = {step.identity: step for step in steps if step.identity not in known or step.identity in lacking}
-        if not wanted:
-            return
+        for job in shards_of(list(wanted.values()), self.invocation.shards):
+            self._submit({step.identity: step for step in job})
+
+    def _submit(self, wanted: dict[str, Step]) -> None:
         first = next(iter(wanted.values()))
         parents = [parent for step in wanted.values() for _, parent in step.parents if parent.identity not in wanted]
         upstream = self.futures_of([parent.identity for parent in parents])
@@ -58,11 +61,21 @@ class Submitter:
         return list({id(future): future for future in futures}.values())
 
 
+def shards_of(steps: list[Step], num_shards: int) -> list[list[Step]]:
+    """The jobs that steps of one call make: one, or of evaluations as many as asked for, a benchmark's in one job."""
+    if not steps or any(step.kind not in ("evaluation", "harness") for step in steps):
+        return [steps] if steps else []
+    benchmarks = list(dict.fromkeys(step.facts["benchmark"] for step in steps))
+    shards = [set(benchmarks[first::num_shards]) for first in range(min(num_shards, len(benchmarks)))]
+    return [[step for step in steps if step.facts["benchmark"] in shard] for shard in shards]
+
+
 def _group_label(steps: list[Step]) -> str:
     facts = steps[0].facts
     if steps[0].kind == "evaluation":
         where = f" round {facts['round']}" if facts["round"] else ""
-        return f"evaluate {facts['method']}{where}, seed {facts['seed']}"
+        what = ", ".join(dict.fromkeys(step.facts["benchmark"] for step in steps))
+        return f"evaluate {facts['method']}{where}, seed {facts['seed']}: {what}"
     return f"{steps[0].kind} × {len(steps)}"
 
 

@@ -76,7 +76,7 @@ def _run_on(
     chosen: dict[Any, Step] = wanted(outline)
     steps = list(walk(list(chosen.values())))
     run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
-    invocation = Invocation(run_dir.name, store, pool, world, watch)
+    invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
     with prepared(invocation, steps, drawn, options.halt, announce, ()):
         write_steps(run_dir, steps, spec.keep, finished=False)
         from flows.orchestrate import in_flow_run, run_part

@@ -48,6 +48,8 @@ class RunOptions:
     halt: Halt = field(default_factory=Halt)
     ray: str | None = None
     """A Ray cluster in place of this machine's workers: `auto`, `HOST:PORT` or `ray://HOST:PORT`."""
+    shards: int = 1
+    """Jobs that each student's benchmarks are split into, each of which loads it: for more places than students."""
 
 
 def pool_of(store: Store, options: RunOptions) -> WorkerPool | Cluster:
@@ -97,7 +99,7 @@ def run(
         with explain_disk_errors(f"store {store.root}"):
             run_dir = new_run_dir(store, spec.name, spec.identity)
             write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
-        invocation = Invocation(run_dir.name, store, pool, world, watch)
+        invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept_of(spec, outline, steps)):
             _run(spec, outline, steps, invocation, run_dir, clock)
     return run_dir

@@ -88,7 +88,7 @@ def tune(
         outlines, steps, identity = sweep_outline(spec, world)
         kept = kept_places(spec.keep, {step.identity for step in steps}, (), ())  # its result is scores, and no student
         run_dir = store.root / "runs" / f"tune-{spec.name}-{identity[:8]}"
-        invocation = Invocation(run_dir.name, store, pool, world, watch)
+        invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept):
             write_steps(run_dir, steps, spec.keep, finished=False)
             from flows.orchestrate import in_flow_run, run_sweep

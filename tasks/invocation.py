@@ -79,6 +79,8 @@ class Invocation:
     """Of a study: what to submit, one after the other, each once what came before is published."""
     lacking: set[str] = field(default_factory=set)
     """Steps that were reused without their weights, which a later phase reads: they are to be submitted again."""
+    shards: int = 1
+    """Jobs that a student's benchmarks are split into."""
     flow_run_id: str | None = None
     failure: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
