@@ -46,9 +46,7 @@ RayOption = Annotated[
 ]
 ShardsOption = Annotated[
     int,
-    typer.Option(
-        "--shards", min=1, help="jobs that a student's benchmarks are split into, where places are more than students"
-    ),
+    typer.Option("--shards", min=1, help="jobs that a student's benchmarks and a teacher's requests are split into"),
 ]
 
 

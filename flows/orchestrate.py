@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.experiment import Evaluated, Outline, experiment
 from mot_core.spec import Experiment
-from mot_core.steps import Step
+from mot_core.steps import Step, can_be_sharded
 from mot_core.workers.pool import WorkerPool
 from tasks.artifacts import report, score_table, study_report
 from tasks.guard import guard_server
@@ -48,12 +48,24 @@ class Submitter:
         upstream = self.futures_of([parent.identity for parent in parents])
         name = first.label if len(wanted) == 1 else _group_label(list(wanted.values()))
         self.invocation.steps.update(wanted)
-        lacking.difference_update(wanted)
+        self.invocation.lacking.difference_update(wanted)
         self.seen.update(wanted)
         task = TASKS[first.kind].with_options(task_run_name=name)
+        upstream += self._shards_first(first, upstream)
         future = submit(self.invocation, task, list(wanted.values()), upstream)
         if future is not None:
             self.futures.update(dict.fromkeys(wanted, future))
+
+    def _shards_first(self, step: Step, upstream: list[PrefectFuture[Any]]) -> list[PrefectFuture[Any]]:
+        """Task runs that each do a part of a step's work before it, where that is asked for, helps and is not done."""
+        count = self.invocation.shards
+        if count == 1 or not can_be_sharded(step) or not self.invocation.missing([step.identity]):
+            return []
+        futures = []
+        for index in range(count):
+            task = TASKS[step.kind].with_options(task_run_name=f"{step.label}, shard {index + 1} of {count}")
+            futures.append(submit(self.invocation, task, [step], upstream, (index, count)))
+        return [future for future in futures if future is not None]
 
     def futures_of(self, identities: Iterable[str]) -> list[PrefectFuture[Any]]:
         """The task runs that obtain these steps, each once; what was done when it was submitted has none."""

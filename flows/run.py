@@ -49,7 +49,8 @@ class RunOptions:
     ray: str | None = None
     """A Ray cluster in place of this machine's workers: `auto`, `HOST:PORT` or `ray://HOST:PORT`."""
     shards: int = 1
-    """Jobs that each student's benchmarks are split into, each of which loads it: for more places than students."""
+    """Jobs that each student's benchmarks, and each teacher's requests, are split into, each of which loads the model: for
+    more places than models."""
 
 
 def pool_of(store: Store, options: RunOptions) -> WorkerPool | Cluster:

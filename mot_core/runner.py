@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import Published, Store
-from mot_core.steps import RemoteStep, runner_of
+from mot_core.steps import SHARD_RUNNERS, RemoteStep, load_object, runner_of
 from mot_core.usage import watched
 
 Emit = Callable[[dict[str, Any]], None]
@@ -116,6 +116,15 @@ def run_step(step: RemoteStep, store: Store, settings: RunSettings, emit: Emit, 
             return runner_of(step.kind)(StepContext(step, store, settings, work_dir, tell, models))
 
     return store.obtain(step, compute)
+
+
+def run_shard(
+    step: RemoteStep, shard: tuple[int, int], store: Store, settings: RunSettings, emit: Emit, models: ModelCache
+) -> None:
+    """One part of a step's work, which the step finds done when it is computed; nothing is published."""
+    context = StepContext(step, store, settings, store.work_dir(step.identity), emit, models)
+    with computing(emit):
+        load_object(SHARD_RUNNERS[step.kind], f"shards of {step.kind}")(context, shard)
 
 
 @contextlib.contextmanager

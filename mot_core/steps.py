@@ -39,6 +39,8 @@ RUNNERS: dict[str, str] = {
     "confidence": "mot_core.probes.confidence:measure_confidence",
     "landscape": "mot_core.probes.landscape:measure_landscape",
 }
+SHARD_RUNNERS: dict[str, str] = {"completions": "mot_core.completers.stage:complete_shard"}
+"""Of kinds whose work several jobs can do parts of before the step is computed: `runner(context, (index, count))`."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,11 @@ def check_import_path(import_path: str, what: str) -> None:
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
     if attribute not in names and "*" not in names:
         raise SpecError(f"{what}: module {module_name!r} has no top-level {attribute!r}; it has {sorted(names)[:8]}")
+
+
+def can_be_sharded(step: Step) -> bool:
+    """Whether several jobs help a step. An endpoint serves as many requests at once from one job, under one budget."""
+    return step.kind in SHARD_RUNNERS and step.spec["completer"] not in ("openai", "corpus")
 
 
 def runner_of(kind: str) -> Callable[[StepContext], dict[str, Any]]:

@@ -47,7 +47,6 @@ POLL_SECONDS = 1.0
 log = logging.getLogger("mot.cluster")
 
 
-@ray.remote(num_cpus=0)
 class Desk:
     """Where tasks tell the flow process what happens, and ask whether they may start. One a run; it ends with it."""
 
@@ -95,7 +94,7 @@ class Cluster:
         self.settings = RunSettings(self.cpus, checkpoint_seconds)
         self.compute_intervals: list[tuple[float, float]] = []
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self.desk = Desk.options(scheduling_strategy=here).remote()
+        self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
         self._follower: threading.Thread | None = None
         self._settled = threading.Event()
         self._closed = False
@@ -108,15 +107,16 @@ class Cluster:
         return RayTaskRunner(address=self.address)
 
     def submit(
-        self, invocation: Invocation, task: Any, steps: list[Step], upstream: list[PrefectFuture[Any]]
-    ) -> PrefectFuture[Any]:
+        self, invocation: Invocation, task: Any, steps: list[Step], upstream: list[PrefectFuture[Any]],
+        shard: tuple[int, int] | None,
+    ) -> PrefectFuture[Any]:  # fmt: skip
         """A task run on some node, once what it needs is there. Ray waits for that; no thread does."""
         self._follow(invocation)
         gpus = max(map(devices_needed, steps)) if self.devices else 0
         missing = invocation.missing([step.identity for step in steps])
         away = Away(
             self.desk, json.dumps([step.to_json() for step in missing]), [step.identity for step in steps],
-            str(self.store.root), self.settings.checkpoint_seconds, self.cpus * max(1, gpus),
+            str(self.store.root), self.settings.checkpoint_seconds, self.cpus * max(1, gpus), shard,
         )  # fmt: skip
         # A job on devices takes no CPU of Ray's, so that jobs without find room beside it, as in mot_core.workers.slots.
         # A Ray worker never touches CUDA itself, so it may serve the next task with its parent loaded (max_calls).
@@ -202,6 +202,7 @@ class Away:
     store: str
     checkpoint_seconds: float
     cpus: int
+    shard: tuple[int, int] | None
 
     def obtain(self, tell_log: Callable[[str], None]) -> list[bool]:
         """Compute what is missing, tell the flow process, and say of each step whether it was reused.
@@ -233,10 +234,10 @@ class Away:
 
         for step in steps:
             listen(step, placed)
-        records = pool.run(steps, 0, listen).records
+        records = pool.run(steps, 0, listen, self.shard).records
         # Waited for, and after this task's other messages: what it computed is known before its end is.
         told = {
-            "identities": self.identities, "records": [record.to_json() for record in records],
+            "identities": [] if self.shard else self.identities, "records": [record.to_json() for record in records],
             "intervals": pool.compute_intervals[num_intervals:],
         }  # fmt: skip
         ray.get(self.desk.tell.remote(told))

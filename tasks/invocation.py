@@ -80,7 +80,7 @@ class Invocation:
     lacking: set[str] = field(default_factory=set)
     """Steps that were reused without their weights, which a later phase reads: they are to be submitted again."""
     shards: int = 1
-    """Jobs that a student's benchmarks are split into."""
+    """Jobs that a student's benchmarks, and a teacher's requests, are split into."""
     flow_run_id: str | None = None
     failure: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,10 +101,10 @@ class Invocation:
             self.found[identity] = None
         return len(wanted)
 
-    def obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
-        """The published steps, computing what is missing in one worker."""
+    def obtain(self, identities: list[str], watch: Watcher, shard: tuple[int, int] | None = None) -> list[Published]:
+        """The published steps, computing what is missing in one worker; with `shard`, none, but a part of their work."""
         try:
-            return self._obtain(identities, watch)
+            return self._obtain(identities, watch, shard)
         except BaseException as error:
             self.fail(error)
             raise
@@ -119,12 +119,12 @@ class Invocation:
         """Those of these steps that were not published when the invocation looked them up."""
         return [self.steps[identity] for identity in identities if self.found.get(identity) is None]
 
-    def _obtain(self, identities: list[str], watch: Watcher) -> list[Published]:
+    def _obtain(self, identities: list[str], watch: Watcher, shard: tuple[int, int] | None) -> list[Published]:
         computed: list[Published] = []
         if missing := self.missing(identities):
             assert isinstance(self.pool, WorkerPool), "a cluster's steps are computed in its tasks"
-            computed = self.pool.run(missing, PRIORITY[missing[0].kind], watch).records
-        return self.note(identities, computed, watch)
+            computed = self.pool.run(missing, PRIORITY[missing[0].kind], watch, shard).records
+        return self.note(identities, computed, watch) if shard is None else []
 
     def note(self, identities: list[str], computed: list[Published], watch: Watcher) -> list[Published]:
         """Count steps as done: those that a worker has just obtained, and those that were found before."""
@@ -172,6 +172,7 @@ class Here:
 
     run_id: str
     identities: list[str]
+    shard: tuple[int, int] | None = None
 
     def obtain(self, tell_log: Callable[[str], None]) -> list[bool]:
         """Obtain them, and say of each whether it was reused."""
@@ -182,4 +183,4 @@ class Here:
                 tell_log(event["line"])
             invocation.watch(step, event)
 
-        return [record.reused for record in invocation.obtain(self.identities, watch)]
+        return [record.reused for record in invocation.obtain(self.identities, watch, self.shard)]

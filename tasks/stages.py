@@ -30,16 +30,17 @@ Small = list[tuple[str, bool]]
 
 
 def submit(
-    invocation: Invocation, task: Any, steps: list[Step], upstream: list[PrefectFuture[Any]]
-) -> PrefectFuture[Any] | None:
-    """A task run that obtains steps after others; None if that is done already."""
+    invocation: Invocation, task: Any, steps: list[Step], upstream: list[PrefectFuture[Any]],
+    shard: tuple[int, int] | None = None,
+) -> PrefectFuture[Any] | None:  # fmt: skip
+    """A task run that obtains steps, or does a part of their work, after others; None if that is done already."""
     identities = [step.identity for step in steps]
-    here = Here(invocation.run_id, identities)
+    here = Here(invocation.run_id, identities, shard)
     if isinstance(invocation.pool, WorkerPool):
         future: PrefectFuture[Any] = task.submit(here, upstream)
         return future
     if invocation.missing(identities):
-        return invocation.pool.submit(invocation, task, steps, upstream)
+        return invocation.pool.submit(invocation, task, steps, upstream, shard)
     task(here, [], return_state=True)  # nothing to compute: no node need be asked
     return None
 
@@ -60,6 +61,8 @@ def _obtain(work: Here | Away) -> State[Any]:
     """The task's final state: 'Reused' if nothing was computed, else 'Completed'."""
     logger = get_run_logger()
     reused = work.obtain(lambda line: logger.info("%s", line))
+    if work.shard is not None:
+        return Completed(message="a part of the step's work is done", data=[])
     small = list(zip(work.identities, reused, strict=True))
     if all(reused):
         return Completed(name="Reused", message="published before; nothing was computed", data=small)

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from tests.processes import ROOT, descendants, is_alive, wait_until
 
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 HEAD, SECOND = "127.0.0.2", "127.0.0.3"
 """Ray takes 127.0.0.1 for the machine's outer address; these it leaves as they are."""
 
@@ -71,6 +71,14 @@ class RayNode:
         return [pid for pid, command in descendants(self.process.pid).items() if command.startswith("ray::")
                 and not command.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::Desk"))]  # fmt: skip
 
+    def wait_until_it_runs(self) -> None:
+        def told() -> bool:
+            return "Ray runtime started" in self.log.read_text() or self.process.poll() is not None
+
+        with contextlib.suppress(AssertionError):
+            wait_until(told, START_SECONDS, "Ray's start")
+        assert "Ray runtime started" in self.log.read_text(), self.log.read_text()[-3000:]
+
     def end(self) -> None:
         """Kill the node at once, as a machine that is lost, and wait until all of it is gone."""
         below = [self.process.pid, *descendants(self.process.pid)]
@@ -101,9 +109,7 @@ def ray_cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
                 "--include-dashboard=false"]  # fmt: skip
         for host, more in ((HEAD, head), (SECOND, [f"--address={address}"])):
             started.append(_start_node(host, more, environment, home))
-            wait_until(
-                lambda: "Ray runtime started" in started[-1].log.read_text(), START_SECONDS, f"Ray's start on {host}"
-            )
+            started[-1].wait_until_it_runs()
         yield RayCluster(address, *started)
     finally:
         for node in reversed(started):

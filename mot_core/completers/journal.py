@@ -3,6 +3,7 @@
     STORE/requests/<scope>/scope.json    who was asked, and how
     STORE/requests/<scope>/rows.jsonl    append-only: a completion a line
     STORE/requests/<scope>/engines.jsonl engines and their settings, by the id that rows carry
+    STORE/requests/<scope>/shards/<i>-of-<n>/  the same for one shard of a step's requests, until the journal takes it up
 
 A scope is a model under one sampling by one completer; a request's key holds the rest. Journals carry no version of
 this program's algorithms: they outlive its upgrades. Invariant: rows are appended in groups, a group is one write, and
@@ -17,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +31,12 @@ from mot_core.errors import StoreError
 from mot_core.files import replaced_by_copy, sync_directory, write_atomically
 from mot_core.identity import fingerprint
 
+Shard = tuple[int, int]
+"""Which of how many parts of a step's requests, from zero."""
+SHARDS = "shards"
 SYNC_SECONDS = 1.0
 """Single rows are written at once, which outlives a killed process, and synced this often, which outlives the machine."""
+TAKEN_AT_ONCE = 256
 log = logging.getLogger("mot.journal")
 
 
@@ -128,6 +134,19 @@ class Journal:
         if len(completions) > 1 or time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
+    def take_up(self, shard: Journal) -> tuple[set[str], list[dict[str, Any]]]:
+        """Append the rows of a shard that have no answer here; their keys, and the facts of the engines that answered.
+        Done again, it appends nothing twice."""
+        engines = {row.pop("id"): row for row in whole_lines(shard.engines)}
+        keys = sorted((key for key in shard.places if not self.answered(key)), key=lambda key: shard.places[key].offset)
+        for first in range(0, len(keys), TAKEN_AT_ONCE):
+            rows = [shard.read(key) for key in keys[first : first + TAKEN_AT_ONCE]]
+            for engine in dict.fromkeys(row["engine"] for row in rows):
+                of_engine = [Completion.from_json(row) for row in rows if row["engine"] == engine]
+                self.append(of_engine, engines[engine])
+        self.sync()
+        return set(keys), list(engines.values())
+
     def sync(self) -> None:
         os.fsync(self._descriptor)
         self._synced = time.monotonic()
@@ -178,6 +197,41 @@ def locked_journal(store: Store, scope: Mapping[str, Any]) -> Iterator[Journal]:
                 replaced_by_copy(path)
         with contextlib.closing(Journal(directory, scope, lock.check)) as journal:
             yield journal
+
+
+@contextlib.contextmanager
+def locked_shard(store: Store, scope: Mapping[str, Any], shard: Shard) -> Iterator[tuple[Journal, set[str]]]:
+    """A shard's own journal, under its own lock, and the requests that the scope's journal has answers to.
+
+    Shards answer side by side. Each waits here for whoever has the scope's journal, and takes its own lock before it lets
+    that go: so a step that follows finds either the shard's lock held or nothing of it, and asks for nothing twice.
+    """
+    with contextlib.ExitStack() as held:
+        with locked_journal(store, scope) as whole:
+            held.enter_context(store.lock(f"requests-{fingerprint(dict(scope))}-{_name(shard)}"))
+            answered = {key for key in whole.places if whole.answered(key)}
+        directory = journal_dir(store, scope) / SHARDS / _name(shard)
+        yield held.enter_context(contextlib.closing(Journal(directory, scope))), answered
+
+
+def take_up_shards(store: Store, scope: Mapping[str, Any], journal: Journal) -> tuple[set[str], list[dict[str, Any]]]:
+    """Move what shards were answered into the scope's journal, which the caller holds; the rows' keys, and the facts of
+    the engines. A shard that still answers is waited for."""
+    taken: set[str] = set()
+    engines: list[dict[str, Any]] = []
+    for directory in sorted((journal_dir(store, scope) / SHARDS).glob("*-of-*")):
+        with store.lock(f"requests-{fingerprint(dict(scope))}-{directory.name}"):
+            with contextlib.closing(Journal(directory, scope)) as shard:
+                keys, facts = journal.take_up(shard)
+            shutil.rmtree(directory)
+        taken |= keys
+        engines += [one for one in facts if one not in engines]
+    return taken, engines
+
+
+def _name(shard: Shard) -> str:
+    index, count = shard
+    return f"{index + 1}-of-{count}"
 
 
 def journal_dir(store: Store, scope: Mapping[str, Any]) -> Path:

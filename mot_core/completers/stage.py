@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mot_core.completers.base import Completer, Completion, Request, Source, batches_of, completer_class
-from mot_core.completers.journal import Journal, locked_journal
+from mot_core.completers.journal import Journal, Shard, locked_journal, locked_shard, take_up_shards
 from mot_core.errors import CompletionError
 from mot_core.files import read_jsonl, write_jsonl
 from mot_core.runner import StepContext
@@ -47,17 +47,34 @@ class Ask:
 
 def complete(context: StepContext) -> dict[str, Any]:
     """Runner of `completions`: every problem × sample index, asked of one teacher."""
-    spec = context.spec
-    problems = read_jsonl(context.parent_dir("problems") / "problems.jsonl")
-    scope = {name: spec[name] for name in ("teacher", "sampling", "seed", "completer")}
-    requests = [
-        Request.of(scope, problem["problem_id"], problem["question"], index)
-        for problem in problems
-        for index in range(spec["num_samples"])
-    ]
-    completions, counts = obtain_completions(context, requests, Ask.of("teacher", spec["teacher"], spec))
+    ask = Ask.of("teacher", context.spec["teacher"], context.spec)
+    completions, counts = obtain_completions(context, _requests(context), ask)
     write_jsonl(context.work_dir / ROWS, [completion.published() for completion in completions])
     return counts
+
+
+def complete_shard(context: StepContext, shard: Shard) -> None:
+    """Answer one part of what a `completions` step asks, into a journal that the step takes up. Whole batches go to a
+    shard, so that each is asked as it would be without shards."""
+    ask, requests = Ask.of("teacher", context.spec["teacher"], context.spec), _requests(context)
+    index, count = shard
+    batched = completer_class(ask.completer).batched
+    batches = batches_of(requests, ask.batch_size) if batched else [[request] for request in requests]
+    own = {request.key for batch in batches[index::count] for request in batch}
+    with locked_shard(context.store, ask.scope, shard) as (journal, answered):
+        missing = {key for key in own if key not in answered and not journal.answered(key)}
+        _ask_for(missing, context, requests, ask, journal, ask.max_failed_share * len(own))
+
+
+def _requests(context: StepContext) -> list[Request]:
+    """Every problem × sample index."""
+    spec = context.spec
+    scope = {name: spec[name] for name in ("teacher", "sampling", "seed", "completer")}
+    return [
+        Request.of(scope, problem["problem_id"], problem["question"], index)
+        for problem in read_jsonl(context.parent_dir("problems") / "problems.jsonl")
+        for index in range(spec["num_samples"])
+    ]
 
 
 def journal_scope(model: Mapping[str, Any], sampling: Mapping[str, Any], completer: str) -> dict[str, Any]:
@@ -74,25 +91,27 @@ def obtain_completions(
         CompletionError: more than `max_failed_share` of the requests failed, or a completer can go on no more.
     """
     with locked_journal(context.store, ask.scope) as journal:
-        num_asked, engines = _ask_for_missing(context, requests, ask, journal)
+        taken, engines = take_up_shards(context.store, ask.scope, journal)
+        missing = {request.key for request in requests if not journal.answered(request.key)}
+        taken = {request.key for request in requests if request.key in taken}
+        own = _ask_for(missing, context, requests, ask, journal, ask.max_failed_share * len(requests))
         completions = list(journal.rows([request.key for request in requests]))
     ended = [completion.finish_reason for completion in completions]
     return completions, {
-        "num_requests": len(requests), "num_asked": num_asked, "num_failed": ended.count("failed"),
+        "num_requests": len(requests), "num_asked": len(missing | taken), "num_failed": ended.count("failed"),
         "num_absent": ended.count("absent"), "num_tokens": sum(completion.num_tokens for completion in completions),
-        "prompt_tokens": sum(completion.prompt_tokens for completion in completions), "engines": engines,
+        "prompt_tokens": sum(completion.prompt_tokens for completion in completions), "engines": [*engines, *(facts for facts in own if facts not in engines)],
     }  # fmt: skip
 
 
-def _ask_for_missing(
-    context: StepContext, requests: list[Request], ask: Ask, journal: Journal
-) -> tuple[int, list[dict[str, Any]]]:
-    """How many requests were asked, and the facts of the engine that answered them (none if none was)."""
-    missing = {request.key for request in requests if not journal.answered(request.key)}
+def _ask_for(
+    missing: set[str], context: StepContext, requests: list[Request], ask: Ask, journal: Journal, max_failed: float
+) -> list[dict[str, Any]]:
+    """Ask some of the requests; the facts of the engine that answered them (none if there were none)."""
     if not missing:
-        return 0, []
+        return []
     writer = completer_class(ask.completer)(_source(context, ask, journal))
-    intake = _Intake(context, writer, journal, len(missing), ask.max_failed_share * len(requests))
+    intake = _Intake(context, writer, journal, len(missing), max_failed)
     if writer.batched:
         # A batch is a function of all requests, so that what a killed run left asks in the batches it would have had.
         for batch in batches_of(requests, ask.batch_size):
@@ -102,9 +121,9 @@ def _ask_for_missing(
     else:
         wanted = [request for request in requests if request.key in missing]
         writer.complete(wanted, intake.accept, intake.progress)
-    unanswered = [request.key for request in requests if request.key not in journal.places]
+    unanswered = [key for key in missing if key not in journal.places]
     assert not unanswered, f"completer {ask.completer} accepted no row for {len(unanswered)} of its requests"
-    return len(missing), [dict(writer.facts())]
+    return [dict(writer.facts())]
 
 
 def _source(context: StepContext, ask: Ask, journal: Journal) -> Source:

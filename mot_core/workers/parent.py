@@ -191,7 +191,7 @@ def run_job(command: dict[str, Any], events: int, halted: HaltFlag) -> None:
     import torch
 
     from mot_core.artifacts import Store
-    from mot_core.runner import ModelCache, RunSettings, run_step
+    from mot_core.runner import ModelCache, RunSettings, run_shard, run_step
     from mot_core.steps import RemoteStep
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
@@ -213,6 +213,9 @@ def run_job(command: dict[str, Any], events: int, halted: HaltFlag) -> None:
             step = RemoteStep.from_json(document)
             emit({"event": "started", "identity": step.identity})
             log.info("%s: starting (%s)", step.label, step.identity)
+            if command["shard"] is not None:
+                run_shard(step, tuple(command["shard"]), store, settings, emit, models)
+                continue
             before = processor_seconds()
             published = run_step(step, store, settings, emit, models)
             spent = f"published after {published.seconds:.1f} s, {processor_seconds() - before:.2f} s of CPU"

@@ -90,9 +90,9 @@ class WorkerPool:
             )  # fmt: skip
         threading.Thread(target=self._read, args=(process,), name="mot-workers", daemon=True).start()
 
-    def run(self, steps: list[Step], priority: int, listener: Listener) -> Job:
+    def run(self, steps: list[Step], priority: int, listener: Listener, shard: tuple[int, int] | None = None) -> Job:
         """Run steps in one worker and wait for it; the most urgent (lowest) priority starts first, on as many devices
-        as its greediest step needs.
+        as its greediest step needs. With `shard`, only that part of their work, and no record.
 
         Raises:
             MotError: what the worker raised; `WorkerError` if it died; `SpecError` if it needs more devices than there
@@ -121,7 +121,7 @@ class WorkerPool:
         try:
             self._send(
                 {
-                    "job": job_id, "steps": [step.to_json() for step in steps], "store": str(self.store.root),
+                    "job": job_id, "steps": [step.to_json() for step in steps], "store": str(self.store.root), "shard": shard,
                     "settings": {**vars(self.settings), "devices": job.devices, "threads": self._threads(job)},
                     "logs": [str(self.store.log_path(step.identity)) for step in steps],
                 }

@@ -70,7 +70,7 @@ class Desk:
         self.store, self.place = Store(root / "store").open(), root / "teacher"
         self.place.mkdir()
 
-    def ask(self, num_problems: int = 10, samples: int = 1, completer: str = "Counting", **spec: Any) -> Published:
+    def wanted(self, num_problems: int = 10, samples: int = 1, completer: str = "Counting", **spec: Any) -> Step:
         questions = [f"{'long ' * (index % 3)}question {index}" for index in range(num_problems)]
         problems = [Problem.of("f", question, "1").to_json() for question in questions]
         parent = Step("problems", {"num_problems": num_problems})
@@ -79,7 +79,12 @@ class Desk:
             "teacher": {"model": "m"}, "completer": f"tests.completers.test_stage:{completer}", "sampling": SAMPLING,
             "num_samples": samples, "seed": 1, "batch_size": 4, "max_failed_share": 0.05, **spec,
         }  # fmt: skip
-        return run(self.store, "completions", whole, (("problems", parent),), {"teacher": str(self.place)})
+        locators = {"teacher": str(self.place)}
+        return Step("completions", whole, (("problems", parent),), label="completions", locators=locators)
+
+    def ask(self, *args: Any, **spec: Any) -> Published:
+        step = self.wanted(*args, **spec)
+        return run(self.store, "completions", step.spec, step.parents, step.locators)
 
     def behave(self, **behaviour: Any) -> None:
         (self.place / "behaviour.json").write_text(json.dumps(behaviour))
