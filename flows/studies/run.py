@@ -189,7 +189,9 @@ def run_study(
         run_dir = new_run_dir(store, f"study-{study.name}-{setup.label}", identity)
     with (
         contextlib.closing(pool_of(store, options)) as pool,
-        registered(Invocation(run_dir.name, store, pool, None, watch, shards=options.shards), options.halt) as invocation,
+        registered(
+            Invocation(run_dir.name, store, pool, None, watch, shards=options.shards), options.halt
+        ) as invocation,
     ):
         running = _Running(study, Findings(setup, Outcomes()), store, run_dir, invocation, announce)
 

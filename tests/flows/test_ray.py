@@ -1,4 +1,5 @@
-"""A real Ray cluster, a head and a second node as processes on loopback: the same steps as on threads, wherever they run."""
+"""A real Ray cluster, a head and a second node as processes on loopback: the same steps as on threads, wherever they run,
+and in however many shards (the driver makes two on a cluster, one on threads)."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import pytest
 from flows.run import RunOptions, pool_of
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError
+from mot_core.steps import Step
 from tests.clusters import RayCluster, free_port, prefect_server, ray_cluster
 from tests.pico import pico_document
 from tests.processes import ROOT, start_driver, wait_until, write_spec
@@ -66,6 +68,7 @@ def test_a_cluster_publishes_what_threads_do_from_both_nodes(
     branches = {label: nodes for label, nodes in told["nodes"].items() if label.startswith("finetune ")}
     assert len(branches) > 3
     assert len({node for nodes in branches.values() for node in nodes}) == 2
+    assert len(told["nodes"]["generate ann"]) == 3, "two shards, and the step that takes them up"
     assert told["torch"] is False and here["nodes"] == {}
     of_ray, of_threads = (json.loads((Path(one["run_dir"]) / "summary.json").read_text()) for one in (told, here))
     assert of_ray["step_counts"] == of_threads["step_counts"]
@@ -138,6 +141,22 @@ def test_a_cluster_that_cannot_serve_is_refused_before_anything_runs(
     with pytest.raises(SpecError, match=r"--ray needs the package prefect-ray .*pip install 'mot\[ray\]'"):
         pool_of(store, RunOptions(ray="auto"))
     assert not store.root.exists()
+
+
+def test_a_benchmark_is_in_one_shard_and_each_shard_has_some() -> None:
+    from flows.orchestrate import shards_of
+
+    panel = [
+        Step("evaluation", {"n": index}, facts={"benchmark": name, "split": split})
+        for index, (split, name) in enumerate((s, n) for s in ("dev", "test") for n in ("a", "b", "c"))
+    ]
+    assert shards_of(panel, 1) == [panel]
+    dealt = [[step.facts["benchmark"] for step in job] for job in shards_of(panel, 2)]
+    assert dealt == [["a", "c", "a", "c"], ["b", "b"]]
+    assert len(shards_of(panel, 9)) == 3
+    others = [Step("problems", {"n": index}) for index in range(3)]
+    assert shards_of(others, 9) == [others]
+    assert shards_of([], 2) == []
 
 
 def test_what_a_job_takes_of_nodes() -> None:
