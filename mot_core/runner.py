@@ -122,7 +122,7 @@ def run_shard(
     step: RemoteStep, shard: tuple[int, int], store: Store, settings: RunSettings, emit: Emit, models: ModelCache
 ) -> None:
     """One part of a step's work, which the step finds done when it is computed; nothing is published."""
-    context = StepContext(step, store, settings, store.work_dir(step.identity), emit, models)
+    context = StepContext(step, store, settings, store.work_root / f"{step.identity}.shards", emit, models)
     with computing(emit):
         load_object(SHARD_RUNNERS[step.kind], f"shards of {step.kind}")(context, shard)
 
