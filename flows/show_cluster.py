@@ -50,12 +50,12 @@ def _branch_table(plan: NodePlan, machine: str, evaluations: bool) -> Table:
 
 
 def _node_table(plan: NodePlan) -> Table:
-    columns = ["jobs", "branches", "merges", "GPU hours", "idle", "written:", *PARTS, "read:", *PARTS]
+    columns = ["steps", "branches", "merges", "GPU hours", "idle", "written:", *PARTS, "read:", *PARTS]
     table = _table("by node; what passes the shared store", "node", *columns)
     span = (plan.seconds or 0.0) * plan.node.count
     for share in by_node(plan):
         table.add_row(
-            str(share.number), str(share.jobs), str(share.branches), str(share.merges), _hours(share.device_seconds),
+            str(share.number), str(share.steps), str(share.branches), str(share.merges), _hours(share.device_seconds),
             _percent(1.0 - share.device_seconds / span if span else 0.0),
             "", *(_bytes(share.traffic.written.get(part, 0.0)) for part in PARTS),
             "", *(_bytes(share.traffic.read.get(part, 0.0)) for part in PARTS),

@@ -32,7 +32,7 @@ class NodeShare:
     """What one node does of a plan."""
 
     number: int
-    jobs: int
+    steps: int
     branches: int
     merges: int
     device_seconds: float

@@ -7,7 +7,7 @@
     slope     least squares over the factor's runs, with the constant that is left at zero
 
 Invariant: all but the factor is as in `BASE`, whose run every factor shares. Seconds of CPU are what a busy machine disturbs
-least; the load that was met stands in the last line.
+least; the load that each run met stands below its figures.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Run:
     bytes: int
     weights: int
     tokens: dict[str, int]
+    load: float
+    """Of the machine in the last minute before the run's end."""
     planned_steps: int
     planned_tokens: dict[str, int]
     planned_flops: float
@@ -98,6 +100,7 @@ MEASURES: dict[str, Callable[[Run], float]] = {
     "metrics": lambda run: run.metrics,
     "students, MB": lambda run: run.weights / 1e6,
     "store, MB": lambda run: run.bytes / 1e6,
+    "load met": lambda run: run.load,
 }
 
 
@@ -169,7 +172,8 @@ def measured(point: Point, directory: Path) -> Run:
     manifests = list(store.manifests())
     assert newest_summary(store.root)["step_counts"] == {"run": len(manifests), "reused": 0}
     return Run(
-        cpu_by_stage=cpu_by_stage(spec, store, manifests), cpu=spent, wall=wall, steps=len(manifests),
+        cpu_by_stage=cpu_by_stage(spec, store, manifests), cpu=spent, wall=wall, load=os.getloadavg()[0],
+        steps=len(manifests),
         task_runs=rows(directory / "prefect" / "prefect.db", "task_run"),
         tracked_runs=rows(store.root / "mlflow.db", "runs"), metrics=rows(store.root / "mlflow.db", "metrics"),
         bytes=sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file()),
@@ -254,7 +258,8 @@ def factor_table(factor: str, runs: dict[Point, Run]) -> list[str]:
         pairs = [(float(value), float(measure(runs[at({factor: value})]))) for value in values]
         slope, constant = fitted(pairs)
         cells = [f"{y:.3g}" if y < 1000 else f"{y:,.0f}" for _, y in pairs]
-        lines.append(f"| {name} | {' | '.join(cells)} | {slope:+.2g} | {constant:.3g} |")
+        line = f"{slope:+.2g} | {constant:.3g}" if name != "load met" else " | "
+        lines.append(f"| {name} | {' | '.join(cells)} | {line} |")
     return lines
 
 
