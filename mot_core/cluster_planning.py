@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from mot_core.node_planning import ROW_COPIES, NodePlan
@@ -53,7 +53,7 @@ class Bounds:
 
     def path_parts(self) -> list[tuple[str, int, float]]:
         """Of the path, in order: the kind of step, how many of them, their seconds; such as take time alone."""
-        counts, seconds = Counter[str](), Counter[str]()
+        counts, seconds = Counter[str](), defaultdict[str, float](float)
         for one in self.path:
             if one.seconds:
                 counts[one.step.kind] += 1
@@ -148,7 +148,7 @@ def _traffic(plan: NodePlan, own: list[int]) -> Traffic:
     """Every step reads its parents once, whichever node made them; evaluations of one student load it once, as a run's
     worker does. What a node keeps in its own memory is counted as read all the same."""
     planned = {one.step.identity: one for one in plan.steps}
-    written, read = Counter[str](), Counter[str]()
+    written, read = defaultdict[str, float](float), defaultdict[str, float](float)
     loaded: set[str] = set()
     for one in (plan.steps[index] for index in own):
         written[_what(one)] += one.disk_bytes
