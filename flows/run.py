@@ -51,6 +51,8 @@ class RunOptions:
     shards: int = 1
     """Jobs that each student's benchmarks, and each teacher's requests, are split into, each of which loads the model: for
     more places than models."""
+    tracked: bool = True
+    """Off where a store goes away after the run: the tracker would name students that are gone."""
 
 
 def pool_of(store: Store, options: RunOptions) -> WorkerPool | Cluster:
@@ -102,13 +104,14 @@ def run(
             write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
         invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept_of(spec, outline, steps)):
-            _run(spec, outline, steps, invocation, run_dir, clock)
+            _run(spec, outline, steps, invocation, run_dir, clock, options.tracked)
     return run_dir
 
 
 def _run(
-    spec: Experiment, outline: Outline, steps: list[Step], invocation: Invocation, run_dir: Path, clock: float
-) -> None:
+    spec: Experiment, outline: Outline, steps: list[Step], invocation: Invocation, run_dir: Path, clock: float,
+    tracked: bool,
+) -> None:  # fmt: skip
     """Run the flow under an invocation, and what concludes it."""
     assert invocation.world is not None
     write_index(run_dir, index_of(spec, invocation.world, outline, steps, invocation))
@@ -117,7 +120,7 @@ def _run(
         assert invocation.world is not None
         invocation.pool.close()
         write_index(run_dir, index_of(spec, invocation.world, outline, steps, invocation))
-        finish(spec, outline, invocation, run_dir, clock)
+        finish(spec, outline, invocation, run_dir, clock, tracked)
 
     invocation.conclude = conclude
     from flows.orchestrate import in_flow_run, run_experiment
@@ -153,7 +156,7 @@ def prepared(
 def registered(invocation: Invocation, halt: Halt) -> Iterator[Invocation]:
     """An invocation that its flow's tasks can find and that heeds a halt, with Prefect quiet; nothing is removed from its
     store meanwhile; at the end its workers are stopped."""
-    with invocation.store.in_use(invocation.run_id):
+    with invocation.store.in_use(invocation.run_id, is_run=True):
         register(invocation)
         quiet_prefect()
         halt.heed(invocation.halt)
@@ -164,7 +167,9 @@ def registered(invocation: Invocation, halt: Halt) -> Iterator[Invocation]:
             forget(invocation.run_id)
 
 
-def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: Path, clock: float) -> None:
+def finish(
+    spec: Experiment, outline: Outline, invocation: Invocation, run_dir: Path, clock: float, tracked: bool = True
+) -> None:
     """Compare, summarise, report, track: everything that follows from what is published."""
     from mot_core.report.html import write_report
     from mot_core.summary import summarize_run
@@ -186,7 +191,8 @@ def finish(spec: Experiment, outline: Outline, invocation: Invocation, run_dir: 
 
     write_summary()
     write_report(replace(results, summary=summary), run_dir)
-    track_run(invocation.store, run_dir)
+    if tracked:
+        track_run(invocation.store, run_dir)
     write_summary()  # again, so that the wall time includes report and tracking
 
 

@@ -50,7 +50,7 @@ from mot_core.files import (
 )
 from mot_core.locks import Lease, LeaseTiming, Lock
 from mot_core.steps import Step
-from mot_core.users import in_use
+from mot_core.users import in_use, other_runs
 
 STORE_FORMAT = 2
 MANIFEST = "manifest.json"
@@ -174,9 +174,13 @@ class Store:
             )
         return path
 
-    def in_use(self, what: str) -> AbstractContextManager[None]:
+    def in_use(self, what: str, is_run: bool = False) -> AbstractContextManager[None]:
         """Nothing is removed from the store while the block takes."""
-        return in_use(self.root / "locks", what)
+        return in_use(self.root / "locks", what, is_run)
+
+    def other_runs(self) -> list[str]:
+        """The runs that other processes are at in this store."""
+        return other_runs(self.root / "locks")
 
     # -- reading ---------------------------------------------------------------------------------------
 

@@ -26,16 +26,17 @@ GATE_SECONDS = 2.0  # users pass the gate in microseconds; whoever holds it for 
 
 
 @contextlib.contextmanager
-def in_use(locks: Path, what: str) -> Iterator[None]:
+def in_use(locks: Path, what: str, is_run: bool = False) -> Iterator[None]:
     """Keep removals out for as long as the block takes; waits for one that is under way. Where the store cannot be
-    written nothing is held: who may only read it must not be stopped."""
+    written nothing is held: who may only read it must not be stopped. `is_run` tells runs from what works for them."""
     held = _enter(locks)
     if held is None:
         yield
         return
     with held:
         try:
-            json.dump({"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, held)
+            user = {"what": what, "run": is_run, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            json.dump(user, held)
             held.flush()
             yield
         finally:
@@ -87,14 +88,28 @@ def alone(locks: Path) -> Iterator[None]:
 
 def users(locks: Path) -> list[str]:
     """Who uses the store at this moment, a line each."""
+    return [_told(text) for text in _held(locks)]
+
+
+def other_runs(locks: Path) -> list[str]:
+    """The ids of the runs that other processes are at, at this moment."""
     found = []
+    for text in _held(locks):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a moment ago it came in
+            user = json.loads(text)
+            if user["run"] and (user["pid"], user["host"]) != (os.getpid(), socket.gethostname()):
+                found.append(str(user["what"]))
+    return found
+
+
+def _held(locks: Path) -> Iterator[str]:
+    """What each living user says of itself."""
     for path in sorted(locks.glob(f"{USE}*")):
         with contextlib.suppress(FileNotFoundError), path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found.append(_told(file.read()))
-    return found
+                yield file.read()
 
 
 def _told(text: str) -> str:
