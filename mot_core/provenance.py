@@ -47,6 +47,21 @@ def host_facts() -> dict[str, Any]:
 
 
 @functools.cache
+def processor() -> str:
+    """The processor as the kernel names it. Kernels are chosen by its model, which its name alone need not tell: the machines
+    of one cloud share a name."""
+    facts: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
+    except OSError:
+        return platform.processor()
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model", "stepping") if name in facts]
+    return ", ".join([facts.get("model name", platform.processor()), *numbers])
+
+
+@functools.cache
 def git_commit() -> str | None:
     """The commit of the program's checkout, with '+' if it has uncommitted changes; None outside one."""
     root = Path(__file__).resolve().parent.parent

@@ -29,10 +29,13 @@ VARIANTS = "variants"
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def preset_names() -> list[str]:
-    """The shipped presets, by name."""
-    folder = resources.files("deployments") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+PRESETS = "presets"
+
+
+def preset_names(folder: str = PRESETS) -> list[str]:
+    """The shipped presets, by name; of another folder of `deployments`, its documents."""
+    entries = (resources.files("deployments") / folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
 def variant_names(preset: str) -> list[str]:
@@ -155,6 +158,16 @@ def load_part(part: type[Part], overrides: list[str] | None = None) -> Part:
     return spec_from_document(_with_overrides({}, overrides), "--set", part)
 
 
+def load_document(part: type[Part], name_or_file: str, folder: str, overrides: list[str] | None = None) -> Part:
+    """Another kind of spec, by the name of a document in `deployments/FOLDER` or from a YAML file, with overrides applied.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    source, text = _read(name_or_file, folder)
+    return spec_from_document(_with_overrides(parse_yaml(source, text), overrides), source, part)
+
+
 def overridden(spec: Experiment, overrides: list[str]) -> Experiment:
     """A spec with `dotted.key=value` overrides applied, as on the command line.
 
@@ -186,21 +199,21 @@ def spec_to_yaml(spec: Experiment) -> str:
     return text
 
 
-def _read(preset_or_file: str) -> tuple[str, str]:
+def _read(preset_or_file: str, folder: str = PRESETS) -> tuple[str, str]:
     path = Path(preset_or_file).expanduser()
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             return str(preset_or_file), path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{preset_or_file}: cannot be read as a spec: {error}") from None
-    names = preset_names()
+    names, what = preset_names(folder), "preset" if folder == PRESETS else f"{folder} preset"
     if preset_or_file not in names:
         raise SpecError(
-            f"{preset_or_file!r} is neither a preset nor a YAML file; presets: {', '.join(names)}; "
+            f"{preset_or_file!r} is neither a {what} nor a YAML file; {what}s: {', '.join(names)}; "
             f"{nearest(preset_or_file, names)}a file's name ends in .yaml"
         )
-    resource = resources.files("deployments") / "presets" / f"{preset_or_file}.yaml"
-    return f"preset {preset_or_file}", resource.read_text()
+    resource = resources.files("deployments") / folder / f"{preset_or_file}.yaml"
+    return f"{what} {preset_or_file}", resource.read_text()
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from mot_core.text import visible
+from mot_core.report.text import markdown_text as markdown_text
 from tasks.invocation import invocation_of
 from tasks.tracking_views import server_command, view_links
 
@@ -21,13 +21,6 @@ from tasks.tracking_views import server_command, view_links
 def artifact_key(*parts: str) -> str:
     """A key as Prefect wants it: lowercase letters, digits and dashes; equal keys build a history."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
-
-
-def markdown_text(text: object) -> str:
-    """Untrusted text inside a markdown table: no markup, no line breaks, nothing hidden."""
-    plain = visible(re.sub(r"[\x00-\x1f\x7f]+", " ", str(text)))
-    # With : and @ no address becomes a link by itself; www. would without either.
-    return re.sub(r"([\\`*_{}\[\]()#+\-!|<>&~:@]|(?<=www)\.)", r"\\\1", plain, flags=re.IGNORECASE)
 
 
 @task(name="score table", cache_policy=NO_CACHE, persist_result=False)

@@ -5,6 +5,7 @@ Invariant: as `mot_core.text`, which they build on. HTML escaping is the templat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,13 @@ def spreadsheet(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def markdown_text(text: object) -> str:
+    """Untrusted text inside a markdown table: no markup, no line breaks, nothing hidden."""
+    plain = visible(re.sub(r"[\x00-\x1f\x7f]+", " ", str(text)))
+    # With : and @ no address becomes a link by itself; www. would without either.
+    return re.sub(r"([\\`*_{}\[\]()#+\-!|<>&~:@]|(?<=www)\.)", r"\\\1", plain, flags=re.IGNORECASE)
 
 
 def latex(value: object) -> str:
