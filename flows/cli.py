@@ -247,6 +247,38 @@ def studies() -> None:
         print(f"{name} ({one.claim}; {', '.join(study_sizes(name))})\n  {one.question}")
 
 
+@app.command(epilog="Example: mot nightly lab --dry-run")
+def nightly(
+    spec: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="of deployments/nightly, or a YAML file")],
+    set_: SetOption = None, store: StoreOption = Path("store"), workers: WorkersOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show tonight's cells, why and at what cost, and stop")] = False,
+) -> None:  # fmt: skip
+    """Work through an ablation for one night, a canary first; it stops while another run is at the store, and ends with a
+    digest."""
+    from flows.agenda import tonight
+    from flows.live import SuccessiveView
+    from flows.nightly import nightly as run_night
+    from flows.run import RunOptions
+    from flows.show import tonight_table
+    from mot_core.artifacts import Store
+    from mot_core.nightly.spec import load_nightly
+
+    chosen, console = load_nightly(spec, set_), _console()
+    if dry_run:
+        opened = Store(store) if (store / "store.json").is_file() else None
+        console.print(tonight_table(chosen, tonight(chosen, opened, workers)))
+        return
+
+    def occupied() -> str | None:
+        others = Store(store).other_runs()
+        return f"run {others[0]} is in progress in this store" if others else None
+
+    with SuccessiveView(console) as view:
+        done = run_night(chosen, RunOptions(store, workers), view.watch, view.announce, occupied)
+    console.print(done.markdown, markup=False, highlight=False, soft_wrap=True)
+    print(done.directory / "digest.html")
+
+
 @app.command(epilog="Example: mot findings docs/findings.md --store ./store")
 def findings(
     document: Annotated[

@@ -97,3 +97,16 @@ class LiveView:
 
     def _print(self, line: str) -> None:
         self.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+
+
+class SuccessiveView(LiveView):
+    """The same for runs one after the other: each is announced, and begins at none of its steps."""
+
+    def announce(self, line: str, num_steps: int) -> None:
+        with self._lock:
+            for shown in self.progress.task_ids:
+                self.progress.remove_task(shown)
+            self.done.clear()
+            self.reused.clear()
+            self.lines.clear()
+        super().announce(line, num_steps)

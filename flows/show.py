@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from flows.studies.base import Cell, Setup, Study
     from flows.tune import Sweep
     from mot_core.analysis.compared import Row
+    from mot_core.nightly.digest import Estimate
+    from mot_core.nightly.order import Standing
+    from mot_core.nightly.spec import Nightly
 
 
 def plain(value: object) -> Text:
@@ -74,6 +77,24 @@ def study_plan_table(study: Study, setup: Setup, plans: list[tuple[Cell, Plan]])
         table.add_row(cell.name, *_plan_cells(row))
     table.add_section()
     table.add_row("all", *_plan_cells(total))
+    return table
+
+
+def tonight_table(nightly: Nightly, planned: list[tuple[Standing, Estimate | None]]) -> Table:
+    """A nightly's cells in tonight's order, with why and what they are planned to cost, alone and up to there."""
+    tokens = nightly.budget.max_completion_tokens
+    budget = f"{nightly.budget.minutes:g} minutes" + (f", {tokens:,} completion tokens" if tokens else "")
+    table = _table(
+        f"nightly {nightly.name}, budget {budget}, beside the canary", "cell", "why", "time", "tokens", "time so far"
+    )
+    so_far = 0.0
+    for standing, estimate in planned:
+        costs = ["–", "–", "–"]
+        if estimate is not None:
+            so_far += estimate.seconds
+            costs = [_time(estimate.seconds), f"{estimate.tokens:,}", _time(so_far)]
+        what = standing.why if estimate is not None else f"{standing.kind}: {standing.why}"
+        table.add_row(plain(standing.cell.name), plain(what), *costs)
     return table
 
 

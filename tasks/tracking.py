@@ -22,9 +22,11 @@ from mot_core.analysis.page import STUDY
 from mot_core.artifacts import Store
 from mot_core.errors import MotError, StoreError
 from mot_core.files import write_atomically
+from mot_core.nightly.nights import DIGEST
 from mot_core.provenance import without_credentials
 from mot_core.runs import read_index
 from mot_core.secrets import masked
+from tasks.tracking_nightly import EXPERIMENT, plan_night
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import PlannedRun, short_text
 from tasks.tracking_study import plan_study
@@ -88,7 +90,8 @@ def tracker(uri: str) -> Iterator[Any]:
 
 def _pending(store: Store, but: Path | None = None) -> list[Path]:
     found = []
-    for path in sorted((store.root / "runs").glob(f"*/{TRACKING}"), key=lambda path: path.stat().st_mtime):
+    found_here = [*(store.root / "runs").glob(f"*/{TRACKING}"), *(store.root / "nightly").glob(f"*/*/{TRACKING}")]
+    for path in sorted(found_here, key=lambda path: path.stat().st_mtime):
         # A file that cannot be read says nothing: logging is idempotent, so such a run is logged again.
         with contextlib.suppress(ValueError, OSError, AttributeError):
             if json.loads(path.read_text()).get("state") != "pending":
@@ -128,6 +131,8 @@ def _logged(client: Any, store: Store, run_dir: Path, uri: str) -> TrackingOutco
         if (run_dir / STUDY).is_file():
             plans = plan_study(run_dir)
             name = f"study-{plans[0].params['study']}"
+        elif (run_dir / DIGEST).is_file():
+            plans, name = plan_night(run_dir), EXPERIMENT
         else:
             plans = plan_run(store, run_dir)
             name = read_index(run_dir)["spec"]["name"]
