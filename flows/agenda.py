@@ -17,7 +17,7 @@ from mot_core.nightly.nights import Night
 from mot_core.nightly.order import Standing, in_order, standing_of
 from mot_core.nightly.results import finished_run, finished_run_of
 from mot_core.nightly.spec import Cell, Nightly, cells_of
-from mot_core.planning import plan
+from mot_core.planning import Costs
 from mot_core.prepare import world_of
 from mot_core.spec import Experiment
 from mot_core.steps import Step
@@ -59,15 +59,17 @@ class Agenda:
         and those of this visit are put there."""
         assert standing.visit is not None, f"there is nothing to do for {standing.cell.name}"
         world, steps = self._graph(standing.visit)
-        known = counted if counted is not None else set[str]()
-        workers = self.workers or len(os.sched_getaffinity(0))
-        if self._surveyed is None:  # a store of thousands of steps takes a second
+        if self._surveyed is None:  # a store of thousands of steps takes seconds
             self._surveyed = list(self.store.manifests()) if self.store is not None else []
-        fresh = [step for step in steps if step.identity not in known]
-        made = plan(standing.visit, world, fresh, self.store, workers, self._surveyed)
-        known.update(step.identity for step in steps)
-        sampled = [one.tokens for one in made.steps if one.action == "run" and one.step.kind not in ("branch", "merge")]
-        return Estimate(sum(row["seconds"] for row in made.by_stage()), sum(sampled))
+        done = {manifest.identity for manifest in self._surveyed} | (counted or set())
+        missing = [step for step in steps if step.identity not in done]
+        if counted is not None:
+            counted.update(step.identity for step in missing)
+        # Not a whole plan: why each step is missing would be asked of every manifest.
+        costs = Costs(standing.visit, world, self._surveyed)
+        each = [(step.kind, costs.of(step)) for step in missing]
+        tokens = sum(cost[0] for kind, cost in each if kind not in ("branch", "merge"))
+        return Estimate(sum(cost[4] for _, cost in each) / (self.workers or len(os.sched_getaffinity(0))), tokens)
 
     def _planned_seconds(self, standing: Standing) -> float:
         """For the order alone, so once a night is enough."""

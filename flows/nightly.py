@@ -6,6 +6,7 @@ yields: whatever asks for it, it stops at the next published step, and its diges
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from flows.agenda import Agenda, failed_before, settled
 from flows.meter import Meter, Occupied, metered
 from flows.run import Announce, RunOptions, run
 from mot_core.artifacts import Store
-from mot_core.errors import Halted, MotError
+from mot_core.errors import Halted
 from mot_core.files import explain_disk_errors, write_atomically
 from mot_core.identity import canonical_json
 from mot_core.nightly.canary import CANARY, canary_record, changed_steps, judged
@@ -34,6 +35,7 @@ from tasks.invocation import Watcher
 
 POLL_SECONDS = 5.0
 CANARY_STORE = "canary-store"
+log = logging.getLogger("mot.nightly")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def keep_canary(
         return dict(known["verdict"])
     if options.halt.reason is not None:
         return {"verdict": "not computed", "why": f"the night made way: {options.halt.reason}", "against": None}
+    clock = time.monotonic()
     try:
         record = compute_canary(spec, night, meter, options, watch, announce)
         verdict = judged(record, night.earlier(CANARY), spec.evaluation.ci_resamples)
@@ -92,9 +95,10 @@ def keep_canary(
             verdict["repeats"] = not any(changed_steps(record, again))
     except Halted as halted:
         return {"verdict": "not computed", "why": f"the night stopped in it: {halted}", "against": None}
-    except MotError as error:
+    except Exception as error:  # whatever it is, the cells are run and the digest says it
+        log.exception("the canary failed")
         return {"verdict": "failed", "why": f"{type(error).__name__}: {error}", "against": None}
-    verdict.setdefault("since", night.name)
+    verdict = {"since": night.name, **verdict, "seconds": time.monotonic() - clock}
     write_atomically(night.directory / CANARY, canonical_json({**record, "verdict": verdict}) + "\n")
     return verdict
 
@@ -128,9 +132,14 @@ def visit_cells(
 ) -> None:
     """Visit cells, each time the first that fits, until none does or the night is asked to stop."""
     while options.halt.reason is None:
-        tried = {visit["key"] for visit in night.visits if visit["state"] == "failed"}
+        # One that failed, or whose run changed nothing here, would be the first again and again.
+        failed = {visit["key"] for visit in night.visits if visit["state"] == "failed"}
+        ran = {visit["spec_identity"] for visit in night.visits if visit["state"] == "finished"}
         for standing in agenda.ordered(agenda.standings()):
-            if standing.cell.key not in tried and meter.fits(estimate := agenda.estimate(standing)):
+            assert standing.visit is not None, "only cells with something to do are in the order"
+            if standing.cell.key in failed or standing.visit.identity in ran:
+                continue
+            if meter.fits(estimate := agenda.estimate(standing)):
                 visit_cell(standing, estimate, night, meter, options, watch, announce)
                 break
         else:
@@ -156,7 +165,8 @@ def visit_cell(
         visit["state"] = "finished"
     except Halted as halted:
         visit |= {"state": "stopped", "message": options.halt.reason or str(halted)}
-    except MotError as error:
+    except Exception as error:  # whatever it is, the night goes on and the digest says it
+        log.exception("cell %s failed", standing.cell.name)
         visit |= {"state": "failed", "message": f"{type(error).__name__}: {error}"}
     visit |= {"seconds": time.monotonic() - clock, "tokens": night.spent_tokens - tokens}
     meter.note_time()
@@ -177,6 +187,7 @@ def conclude(
     standings = agenda.standings()
     estimates = [(standing, agenda.estimate(standing)) for standing in agenda.ordered(standings)]
     remaining = [Remaining(standing, estimate, meter.fits(estimate)) for standing, estimate in estimates]
+    meter.note_time()
     digest = digest_of(
         agenda.spec, night, state, reason, canary, standings, remaining,
         means_of=lambda finished: kept.keep(store, finished), means_before=kept.get,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -75,18 +75,11 @@ class Plan:
 
 
 def plan(
-    spec: Experiment, world: World, steps: list[Step], store: Store | None, workers: int, kept: Iterable[Place] = (),
-    surveyed: Sequence[Manifest] | None = None,
+    spec: Experiment, world: World, steps: list[Step], store: Store | None, workers: int, kept: Iterable[Place] = ()
 ) -> Plan:  # fmt: skip
-    """The plan of an experiment's steps against a store (None: an empty one); `kept` are the weights that it keeps.
-    `surveyed` are the manifests of that store, for plans one after the other: what has one then counts as published,
-    without its files being hashed."""
-    manifests = list(store.manifests()) if store is not None and surveyed is None else list(surveyed or ())
-    found: dict[str, Published | None] = {}
-    if surveyed is not None:
-        found = {one.identity: Published(one.identity, one.kind, Path()) for one in surveyed}
-    elif store is not None:
-        found = find_all(store, [step.identity for step in steps])
+    """The plan of an experiment's steps against a store (None: an empty one); `kept` are the weights that it keeps."""
+    manifests = list(store.manifests()) if store is not None else []
+    found = find_all(store, [step.identity for step in steps]) if store is not None else {}
     by_kind: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         by_kind.setdefault(manifest.kind, []).append(manifest)

@@ -103,7 +103,8 @@ def parts_of(digest: dict[str, Any]) -> Iterator[Part]:
 
 
 def _canary_part(canary: dict[str, Any]) -> Part:
-    lines = [f"{_canary_word(canary).capitalize()}: {canary['why']}."]
+    took = f" It took {canary['seconds']:.0f} s." if "seconds" in canary else ""
+    lines = [f"{_canary_word(canary).capitalize()}: {canary['why']}.{took}"]
     if canary["verdict"] != "changed":
         return Part("Canary", lines)
     since = canary["between"] or ["nothing that is recorded: not the commit, no package's version, no system"]

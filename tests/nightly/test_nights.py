@@ -1,163 +1,290 @@
-"""Nights end to end with real runs: killed and gone on, nothing new, a tampered golden, made way for, short of budget."""
+"""Night after night on one store, with real steps computed in this process: no orchestrator, no workers, no report.
+
+`test_killed_night` has the whole of it, in processes that can be killed.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import flows.nightly
+from flows.agenda import tonight
+from flows.index import final_students, index_of
+from flows.nightly import Concluded, nightly
+from flows.run import RunOptions, outline_of
+from mot_core import identity
 from mot_core.artifacts import Store
+from mot_core.errors import CorpusError, Halted
+from mot_core.files import write_atomically
+from mot_core.nightly.nights import NIGHT, night_under_way
+from mot_core.nightly.spec import Nightly, load_nightly
+from mot_core.prepare import prepare
+from mot_core.runner import ModelCache, RunSettings, run_step
+from mot_core.runs import SUMMARY, new_run_dir, write_index
+from mot_core.spec import Experiment
+from mot_core.steps import RemoteStep, Step
+from mot_core.summary import summarize_run
+from mot_core.tables import collect
+from mot_core.workers.pool import WorkerPool
+from mot_core.world import resolve
+from tasks.invocation import Invocation
 from tests.pico import pico_document
-from tests.processes import ROOT, wait_until, write_spec
+from tests.processes import write_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-SCENES = ("plain", "at_once", "busy", "tampered", "yielding", "later", "poor")
-NIGHTS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+pytestmark = pytest.mark.slow
+Watch = Callable[[Step, dict[str, Any]], None]
+MODELS = ModelCache()
+SIXTH, SEVENTH = ("generation.seed=6",), ("generation.seed=7",)
 
 
-def write_nightly(folder: Path, models: Path) -> Path:
-    """Two cells of the pico experiment, an undecided one gets a second seed; its canary is the same, smaller."""
-    document = pico_document(models)
+def run_here(spec: Experiment, options: RunOptions, watch: Watch, announce: Callable[[str, int], None]) -> Path:
+    """What `flows.run.run` does for a night: publishes what is missing, stops where it is asked to, ends in a summary."""
+    store = Store(options.store).open()
+    world, drawn = prepare(spec, resolve(spec), store, publish=True)
+    outline, steps = outline_of(spec, world)
+    run_dir = new_run_dir(store, spec.name, spec.identity)
+    invocation = Invocation(run_dir.name, store, WorkerPool(store, 1), world)
+    invocation.look_up(steps, drawn)
+    for step in steps:
+        if options.halt.reason is not None:
+            raise Halted(options.halt.reason)
+        if invocation.found[step.identity] is None:
+            made = run_step(RemoteStep.from_json(step.to_json()), store, RunSettings(), lambda event: None, MODELS)
+            watch(step, {"event": "published", "record": asdict(made)})
+    invocation.look_up(steps, [])
+    for step in steps:
+        invocation.obtain([step.identity], lambda step, event: None)
+    write_index(run_dir, index_of(spec, world, outline, steps, invocation))
+    found = summarize_run(
+        collect(store, run_dir, {}), final_students(outline, invocation), spec.evaluation.ci_resamples
+    )
+    write_atomically(run_dir / SUMMARY, json.dumps({"spec_identity": spec.identity, **found}))
+    return run_dir
+
+
+class Nights:
+    """One nightly's nights on one store; what each computed."""
+
+    def __init__(self, spec: Nightly, root: Path) -> None:
+        self.spec, self.store = spec, Store(root)
+        self.computed: list[str] = []
+
+    def night(
+        self, *, watch: Watch = lambda step, event: None, spec: Nightly | None = None, **options: Any
+    ) -> Concluded:
+        self.computed = []
+
+        def count(step: Step, event: dict[str, Any]) -> None:
+            self.computed.append(step.identity)
+            watch(step, event)
+
+        return nightly(spec or self.spec, RunOptions(self.store.root, 1), count, poll_seconds=0.02, **options)
+
+    def with_cells(self, *cells: tuple[str, ...], **budget: Any) -> Nightly:
+        return self.spec.model_copy(update={"cells": cells, "budget": self.spec.budget.model_copy(update=budget)})
+
+    def published(self) -> set[str]:
+        return {manifest.identity for manifest in self.store.manifests()}
+
+
+@pytest.fixture(scope="module")
+def nights(pico_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]:
+    """Two cells, an undecided one gets a second seed. The tests follow each other on one store, as nights do."""
+    folder = tmp_path_factory.mktemp("nights")
+    document = pico_document(pico_models)
     document["methods"] = [{"name": "base"}, {"name": "mot"}]
+    document["rounds"] = 1
     document["evaluation"]["path"] = {"rounds": "last", "num_problems": 4, "k": 1}
     document["evaluation"]["benchmarks"] = document["evaluation"]["benchmarks"][:1]
     base = str(write_spec(folder / "pico.yaml", document))
-    nightly = {
+    (folder / "nightly.yaml").write_text(yaml.safe_dump({
         "name": "pico", "base": base, "grid": {"merge.rule": ["mean", "ties"]}, "max_seeds": 2, "budget": {"minutes": 60},
-        "reference": {"method": "mot", "against": ["base"]},
-        "canary": {"base": base, "set": ["methods=[{name: mot}]", "rounds=1"]},
-    }  # fmt: skip
-    path = folder / "nightly.yaml"
-    path.write_text(yaml.safe_dump(nightly))
-    return path
+        "reference": {"method": "mot", "against": ["base"]}, "canary": {"base": base, "set": ["methods=[{name: mot}]"]},
+    }))  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flows.nightly, "run", run_here)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Nights(load_nightly(str(folder / "nightly.yaml")), folder / "store")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("nights") / "store")
+def test_the_first_night_runs_every_cell_and_its_seeds(nights: Nights) -> None:
+    planned = tonight(nights.spec, None, 1)
+    assert [standing.cell.name for standing, _ in planned] == ["merge.rule=mean", "merge.rule=ties"]
+    costs = [estimate.seconds for _, estimate in planned if estimate is not None]
+    assert costs[0] > costs[1] > 0  # the second shares the teachers and the branches
+    assert not nights.store.root.exists()
+    done = nights.night()
+    assert (done.state, done.directory.name, done.digest["canary"]["verdict"]) == ("finished", "0001", "first")
+    visits = [(visit["cell"], visit["state"]) for visit in done.digest["visits"]]
+    assert visits[:2] == [("merge.rule=mean", "finished"), ("merge.rule=ties", "finished")]
+    assert Counter(visits) == {("merge.rule=mean", "finished"): 2, ("merge.rule=ties", "finished"): 2}
+    assert done.digest["visits"][2]["why"].endswith("training seed 2 is added")
+    assert [(cell["seeds"], cell["kind"], cell["cause"]) for cell in done.digest["cells"]] == [
+        ([1, 2], "undecided, no seed left", "first results")
+    ] * 2
+    assert done.digest["spent"]["completion_tokens"] > 0 and done.digest["remaining"] == []
+    # Twice is once for the canary and once for the cells.
+    assert max(Counter(nights.computed).values()) == 2
+    assert done.markdown == (done.directory / "digest.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def told(store: Store, pico_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the driver said, by night. The first night is killed once its first cell is finished and its second has begun."""
-    folder = tmp_path_factory.mktemp("nightly")
-    file, log = write_nightly(folder, pico_models), folder / "log"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.drive_nightly", str(file), str(store.root)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with log.open("wb") as output, subprocess.Popen([*command, "plain"], stdout=output, stderr=output, cwd=ROOT, env=environment) as killed:  # fmt: skip
-        night = store.root / "nightly" / "pico" / "0001" / "night.json"
-
-        def in_the_second() -> bool:
-            return night.is_file() and len(json.loads(night.read_text())["visits"]) == 2
-
-        wait_until(lambda: in_the_second() or killed.poll() is not None, 600.0, "the second cell")
-        assert killed.poll() is None, log.read_text()[-4000:]
-        killed.kill()
-    done = subprocess.run([*command, *SCENES], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1500)
-    assert done.returncode == 0, done.stderr[-6000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {Path(line["directory"]).name: line for line in lines}
-
-
-def digest_of(store: Store, night: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((store.root / "nightly" / "pico" / night / "digest.json").read_text())
-    return found
-
-
-def test_each_call_but_the_killed_one_is_a_night(told: dict[str, dict[str, Any]], store: Store) -> None:
-    assert tuple(told) == NIGHTS and [one["scene"] for one in told.values()] == list(SCENES)
-    assert not any(one["torch"] for one in told.values()), "the flow process imported torch"
-    assert not list(store.root.glob("nightly/*/*/canary-store"))
-    assert not list((store.root / "locks").glob("run-*.lock"))
-    for night in NIGHTS:
-        directory = store.root / "nightly" / "pico" / night
-        assert {"digest.md", "digest.html", "digest.json"} <= {path.name for path in directory.iterdir()}
-        assert json.loads((directory / "tracking.json").read_text())["state"] == "logged"
-
-
-def test_a_killed_night_goes_on_and_its_digest_is_whole(told: dict[str, dict[str, Any]], store: Store) -> None:
-    first = digest_of(store, "0001")
-    assert first["state"] == "finished" and first["canary"]["verdict"] == "first"
-    visits = [(visit["cell"], visit["state"]) for visit in first["visits"]]
-    assert visits[0] == ("merge.rule=mean", "finished") and visits[1][0] == "merge.rule=ties"
-    assert Counter(cell for cell, state in visits if state == "finished") == {
-        "merge.rule=mean": 2,
-        "merge.rule=ties": 2,
-    }
-    assert first["visits"][0]["why"].startswith("has never run")
-    # No step of the main store was computed twice: once a kind and identity, whichever attempt did it.
-    assert not set(told["0001"]["computed"]) & before_the_restart(store, first)
-    assert all(cell["is_new"] and cell["cause"] == "first results" for cell in first["cells"])
-    assert [cell["seeds"] for cell in first["cells"]] == [[1, 2], [1, 2]]
-    assert {cell["kind"] for cell in first["cells"]} == {"undecided, no seed left"}
-    assert first["spent"]["completion_tokens"] > 0 and first["remaining"] == []
-
-
-def before_the_restart(store: Store, first: dict[str, Any]) -> set[str]:
-    """The steps of the cell that was finished before the kill."""
-    run_dir = store.root / "runs" / first["visits"][0]["run_id"]
-    return {step["identity"] for step in json.loads((run_dir / "index.json").read_text())["steps"]}
-
-
-def test_a_night_with_nothing_new_computes_its_canary_alone(told: dict[str, dict[str, Any]], store: Store) -> None:
-    again = digest_of(store, "0002")
-    assert (again["state"], again["canary"]["verdict"], again["canary"]["since"]) == ("finished", "equal", "0001")
-    assert again["visits"] == [] and not any(cell["is_new"] for cell in again["cells"]) and again["regressions"] == []
-    published = {manifest.identity for manifest in store.manifests()}
-    num_canary = len(json.loads((store.root / "nightly/pico/0002/canary.json").read_text())["steps"])
-    assert len(told["0002"]["computed"]) <= num_canary and set(told["0002"]["computed"]) - published
-
-
-def test_a_night_makes_way_for_a_run_that_is_there(told: dict[str, dict[str, Any]], store: Store) -> None:
-    busy = digest_of(store, "0003")
-    assert (busy["state"], busy["reason"]) == ("skipped", "run x of ann is active")
-    assert busy["canary"]["verdict"] == "not computed" and told["0003"]["computed"] == []
-
-
-def test_a_tampered_golden_is_an_alarm(told: dict[str, dict[str, Any]], store: Store) -> None:
-    canary = digest_of(store, "0004")["canary"]
-    assert (canary["verdict"], canary["against"], canary["repeats"]) == ("changed", "0002", True)
-    assert [one["kind"] for one in canary["changed"]] == ["merge"] and "model.safetensors" in canary["changed"][0][
-        "what"
-    ]
-    assert any(line.startswith("torch 1.0 → ") for line in canary["between"])
-    assert digest_of(store, "0006")["canary"]["since"] == "0004"
-
-
-def test_a_night_that_made_way_goes_on_the_next_one(told: dict[str, dict[str, Any]], store: Store) -> None:
-    stopped, after = digest_of(store, "0005"), digest_of(store, "0006")
-    assert (stopped["state"], stopped["reason"]) == ("stopped", "run y of bob is active")
-    assert [(visit["cell"], visit["state"]) for visit in stopped["visits"]] == [("generation.seed=5", "stopped")]
-    assert [row["cell"] for row in stopped["remaining"]] == ["generation.seed=5"]
-    assert after["state"] == "finished" and {visit["state"] for visit in after["visits"]} == {"finished"}
-    assert [cell["name"] for cell in after["cells"] if cell["is_new"]] == ["generation.seed=5"]
-    assert (
-        not set(told["0005"]["computed"]) & set(told["0006"]["computed"]) & {one.identity for one in store.manifests()}
+def test_a_night_with_nothing_new_computes_its_canary_alone(nights: Nights) -> None:
+    before, clock = nights.published(), time.monotonic()
+    done = nights.night()
+    beside = time.monotonic() - clock - done.digest["canary"]["seconds"]
+    print(f"a night with nothing new: {beside:.1f} s beside the canary")
+    assert (done.state, done.digest["canary"]["verdict"], done.digest["canary"]["since"]) == (
+        "finished",
+        "equal",
+        "0001",
     )
+    assert done.digest["visits"] == [] and not any(cell["is_new"] for cell in done.digest["cells"])
+    assert nights.published() == before and len(nights.computed) == len(set(nights.computed))
+    assert not list(done.directory.glob("canary-store"))
 
 
-def test_what_a_budget_does_not_hold_is_left_and_said(told: dict[str, dict[str, Any]], store: Store) -> None:
-    poor = digest_of(store, "0007")
-    assert poor["state"] in ("finished", "stopped") and poor["visits"] == []
-    (left,) = poor["remaining"]
-    assert left["cell"] == "generation.seed=6" and left["fits"] is False and left["tokens"] > 0
+def test_a_tampered_golden_is_an_alarm(nights: Nights) -> None:
+    path = nights.store.root / "nightly/pico/0002/canary.json"
+    record = json.loads(path.read_text())
+    next(step for step in record["steps"] if step["kind"] == "merge")["files"]["model.safetensors"] = "0" * 64
+    record["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(record))
+    canary = nights.night().digest["canary"]
+    assert (canary["verdict"], canary["against"], canary["repeats"]) == ("changed", "0002", True)
+    assert [(one["kind"], one["what"]) for one in canary["changed"]] == [("merge", "model.safetensors")]
+    assert any(line.startswith("torch 1.0 → ") for line in canary["between"])
 
 
-def test_nights_are_runs_of_one_experiment_in_the_tracker(told: dict[str, dict[str, Any]], store: Store) -> None:
+def test_a_night_makes_way_for_a_run_that_is_there(nights: Nights) -> None:
+    done = nights.night(occupied=lambda: "run x of ann is active")
+    assert (done.state, done.digest["reason"], nights.computed) == ("skipped", "run x of ann is active", [])
+    assert done.digest["canary"]["verdict"] == "not computed"
+
+
+def test_a_night_that_made_way_goes_on_the_next_one(nights: Nights) -> None:
+    grown, came = nights.with_cells(SIXTH), list[str]()
+
+    def watch(step: Step, event: dict[str, Any]) -> None:
+        if step.kind == "completions" and step.spec["seed"] == 6 and not came:
+            came.append("bob")
+            time.sleep(0.5)  # the poll comes before the next step
+
+    done = nights.night(watch=watch, spec=grown, occupied=lambda: "run y of bob is active" if came else None)
+    assert (done.state, done.digest["reason"]) == ("stopped", "run y of bob is active")
+    assert [(visit["cell"], visit["state"]) for visit in done.digest["visits"]] == [(SIXTH[0], "stopped")]
+    assert [row["cell"] for row in done.digest["remaining"]] == [SIXTH[0]]
+    before = nights.published()
+    after = nights.night(spec=grown)
+    assert after.state == "finished" and {visit["state"] for visit in after.digest["visits"]} == {"finished"}
+    assert [cell["name"] for cell in after.digest["cells"] if cell["is_new"]] == [SIXTH[0]]
+    again = set(nights.computed) & before
+    assert all(nights.computed.count(identity) == 1 for identity in again), "a published step ran again"
+    assert after.digest["canary"]["since"] == "0003"  # what the alarm was about is what later nights compare with
+
+
+def test_what_a_budget_does_not_hold_is_left_and_said(nights: Nights) -> None:
+    tokens = nights.night().digest["spent"]["completion_tokens"]  # of the canary
+    poor = nights.night(spec=nights.with_cells(SEVENTH, max_completion_tokens=tokens + 100))
+    assert poor.state == "finished" and poor.digest["visits"] == [] and poor.digest["canary"]["verdict"] == "equal"
+    (left,) = poor.digest["remaining"]
+    assert left["cell"] == SEVENTH[0] and left["fits"] is False and left["tokens"] > 100
+
+
+def test_a_cell_that_fails_is_no_other_cells_failure(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(spec: Experiment, *rest: Any) -> Path:
+        if spec.generation.seed == 7:
+            raise CorpusError("the matched corpora are empty")
+        return run_here(spec, *rest)
+
+    monkeypatch.setattr(flows.nightly, "run", failing)
+    done = nights.night(spec=nights.with_cells(SEVENTH, ("generation.seed=8",)))
+    states = [(visit["cell"], visit["state"]) for visit in done.digest["visits"]]
+    assert states[0] == (SEVENTH[0], "failed") and ("generation.seed=8", "finished") in states
+    assert states.count((SEVENTH[0], "failed")) == 1
+    assert "CorpusError: the matched corpora are empty" in done.digest["visits"][0]["message"]
+    assert "1 cell failed" in done.markdown
+
+
+def test_a_killed_night_goes_on_without_its_finished_cells(nights: Nights) -> None:
+    with night_under_way(nights.store, "pico") as night:
+        mean, ties = (
+            cell for cell in json.loads((nights.store.root / "nightly/pico/0001/digest.json").read_text())["cells"]
+        )
+        visit = {
+            "why": "w",
+            "message": "",
+            "run_id": None,
+            "seconds": 1.0,
+            "tokens": 0,
+            "estimated_seconds": 1.0,
+            "estimated_tokens": 0,
+        }
+        run_dir = nights.store.root / "runs" / mean["run_id"]
+        identity_of = json.loads((run_dir / SUMMARY).read_text())["spec_identity"]
+        night.visits = [
+            {
+                **visit,
+                "cell": mean["name"],
+                "key": mean["key"],
+                "state": "running",
+                "spec_identity": identity_of,
+                "started": 0.0,
+            },
+            {
+                **visit,
+                "cell": ties["name"],
+                "key": ties["key"],
+                "state": "running",
+                "spec_identity": "x",
+                "started": 0.0,
+            },
+        ]
+        night.spent_seconds = 600.0
+        (night.directory / "canary-store").mkdir()
+        night.save()
+    done = nights.night()
+    assert (
+        done.directory == night.directory and json.loads((night.directory / NIGHT).read_text())["night"] == night.name
+    )
+    assert [(visit["state"], visit["run_id"]) for visit in done.digest["visits"]] == [
+        ("finished", mean["run_id"]), ("killed", None),
+    ]  # fmt: skip
+    assert done.digest["spent"]["minutes"] > 10.0 and not (night.directory / "canary-store").exists()
+
+
+def test_other_code_runs_a_cell_again_and_shows_in_the_canary(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {**identity.ALGORITHM_VERSIONS, "merge": identity.ALGORITHM_VERSIONS["merge"] + 1}
+    monkeypatch.setattr(identity, "ALGORITHM_VERSIONS", versions)
+    for module in ("mot_core.steps",):
+        monkeypatch.setattr(f"{module}.ALGORITHM_VERSIONS", versions, raising=False)
+    done = nights.night()
+    assert [visit["why"] for visit in done.digest["visits"]] and all(
+        visit["why"].startswith("ran with other code") and visit["state"] == "finished"
+        for visit in done.digest["visits"]
+    )
+    assert [(cell["seeds"], cell["cause"]) for cell in done.digest["cells"]] == [
+        ([1, 2], "run again with other code")
+    ] * 2
+    assert done.digest["canary"]["verdict"] == "equal"  # the same files under other names: no result has moved
+    assert done.digest["regressions"] == [] and all(cell["moved"] == [] for cell in done.digest["cells"])
+
+
+def test_nights_are_runs_of_one_experiment_in_the_tracker(nights: Nights) -> None:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{store.root / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=f"sqlite:///{nights.store.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("nightly")
     runs = {run.data.params["night"]: run.data for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == set(NIGHTS)
-    changed = {night: run.metrics["canary/changed"] for night, run in runs.items()}
-    assert changed == {night: float(night == "0004") for night in NIGHTS}
-    assert runs["0003"].tags["mot.state"] == "skipped" and runs["0006"].metrics["cells/new"] == 1.0
-    assert client.get_experiment_by_name("pico-canary") is None
+    digests = sorted(path.parent.name for path in nights.store.root.glob("nightly/pico/*/digest.json"))
+    assert sorted(runs) == digests and len(digests) >= 9
+    assert {night for night, run in runs.items() if run.metrics["canary/changed"]} == {"0003"}
+    assert runs["0004"].tags["mot.state"] == "skipped" and runs["0006"].metrics["cells/new"] == 1.0
