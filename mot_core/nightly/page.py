@@ -45,20 +45,18 @@ def write_digest(directory: Path, digest: dict[str, Any]) -> None:
 
 def markdown(digest: dict[str, Any]) -> str:
     """The digest as Markdown."""
-    lines = [
-        f"**{markdown_text(digest['nightly'])}, night {digest['night']}**, begun {_began(digest)}: "
-        f"{markdown_text(headline(digest))}",
-    ]
+    name, line = markdown_text(digest["nightly"]), markdown_text(headline(digest))
+    blocks = [f"**{name}, night {digest['night']}**, begun {_began(digest)}: {line}"]
     for part in parts_of(digest):
-        lines += ["", f"## {part.title}", ""]
-        for line in part.lines:
-            lines += [markdown_text(line), ""]
+        blocks += [f"## {part.title}", *map(markdown_text, part.lines)]
         if part.rows:
-            lines += [
-                f"| {' | '.join(part.columns)} |", f"|{' --- |' * len(part.columns)}",
-                *(f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in part.rows),
-            ]  # fmt: skip
-    return "\n".join(lines).rstrip() + "\n"
+            rows = [
+                part.columns,
+                ["---"] * len(part.columns),
+                *([markdown_text(cell) for cell in row] for row in part.rows),
+            ]
+            blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(blocks) + "\n"
 
 
 def headline(digest: dict[str, Any]) -> str:
@@ -79,7 +77,7 @@ def parts_of(digest: dict[str, Any]) -> Iterator[Part]:
     yield _canary_part(digest["canary"])
     new = new_cells(digest)
     yield Part(
-        "New since the last digest", () if new else ("Nothing.",), ("cell", "why", "budget", "method", "benchmark", "score, %", "against it, points"),
+        "New since the last digest", () if new else ("Nothing.",), ("cell", "why", "budget", "method", "benchmark", "score, %", "reference − it, points"),
         [row for cell in new for row in _score_rows(cell)],
     )  # fmt: skip
     yield Part(
