@@ -66,7 +66,10 @@ def run(
     for experiment in _load_all(spec, set_):
         with LiveView(console) as view:
             run_dir = run_experiment(
-                experiment, RunOptions(store, workers, checkpoint_seconds, ray=ray, shards=shards), view.watch, view.announce
+                experiment,
+                RunOptions(store, workers, checkpoint_seconds, ray=ray, shards=shards),
+                view.watch,
+                view.announce,
             )
         _show(run_dir, console)
 

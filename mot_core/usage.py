@@ -27,6 +27,7 @@ SHORTEST = 0.2
 """Seconds that a row must stand for: the kernel counts processor time in hundredths."""
 MAX_ROWS = 120
 _ALWAYS = {"time", "cpu_percent", "memory_bytes"}
+_PROGRESS = ("done", "unit", "tokens_per_second")
 Row = dict[str, Any]
 log = logging.getLogger("mot.usage")
 
@@ -75,8 +76,7 @@ class _Watch:
 
     def note(self, event: dict[str, Any]) -> None:
         if event.get("event") == "progress":
-            kept = {name: event[name] for name in ("done", "unit", "tokens_per_second") if name in event}
-            self.progress = kept
+            self.progress = {name: event[name] for name in _PROGRESS if name in event}
 
     def finish(self, path: Path) -> None:
         """The last look, and the file. A full disk is the step's own trouble, not this file's."""

@@ -73,7 +73,7 @@ def report(run_id: str, experiment_name: str) -> None:
     run_dir = invocation.store.root / "runs" / run_id
     tracked = json.loads((run_dir / "tracking.json").read_text()) if (run_dir / "tracking.json").is_file() else {}
     place = markdown_text(tracked.get("uri", "not tracked"))
-    lines = [f"- report: `{run_dir / 'report.html'}`", f"- MLflow: {place}", *_views(tracked)]
+    lines = [f"- report: `{run_dir / 'report.html'}`", f"- MLflow: {place}", *view_lines(tracked)]
     create_markdown_artifact(
         key=artifact_key("links", experiment_name),
         markdown="\n".join(lines) + "\n",
@@ -81,7 +81,7 @@ def report(run_id: str, experiment_name: str) -> None:
     )
 
 
-def _views(tracked: dict[str, str]) -> list[str]:
+def view_lines(tracked: dict[str, str]) -> list[str]:
     """Links to the experiment's views in MLflow, and of a database the command that serves them."""
     if "experiment_id" not in tracked:
         return []

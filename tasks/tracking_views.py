@@ -106,8 +106,8 @@ def _view(
         {
             "searchFilter": where, "orderByKey": keys[0] if keys else "attributes.start_time", "orderByAsc": False,
             "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
-            "selectedColumns": keys, "columnOrder": keys, "columnWidths": dict.fromkeys(keys, COLUMN_PIXELS), "runsHiddenMode": "SHOW_ALL",
-            **groups, "useGroupedValuesInCharts": True, "compareRunCharts": [*charts, *hidden],
+            "selectedColumns": keys, "columnOrder": keys, "columnWidths": dict.fromkeys(keys, COLUMN_PIXELS),
+            "runsHiddenMode": "SHOW_ALL", **groups, "useGroupedValuesInCharts": True, "compareRunCharts": [*charts, *hidden],
             "compareRunSections": [_section(title) for title, drawn in sections.items() if drawn],
             "isAccordionReordered": True, "hideEmptyCharts": True,
             "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
@@ -117,13 +117,13 @@ def _view(
 
 def _groups(plans: Sequence[PlannedRun], mode: str, name: str) -> dict[str, Any]:
     """Groups of runs that differ in their seed only, folded to a row each; by budget, too, where there are several."""
-    named = {"tag": lambda plan: plan.tags[name], "param": lambda plan: plan.params[name]}[mode]
     keys, several = [{"mode": mode, "groupByData": name}], len({plan.params["budget"] for plan in plans}) > 1
     if several:
         keys.append({"mode": "param", "groupByData": "budget"})
-    folded = [
-        f"{mode}.{name}.{named(plan)}" + (f",param.budget.{plan.params['budget']}" if several else "") for plan in plans
-    ]
+    folded = []
+    for plan in plans:
+        value = (plan.tags if mode == "tag" else plan.params)[name]
+        folded.append(f"{mode}.{name}.{value}" + (f",param.budget.{plan.params['budget']}" if several else ""))
     return {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys}, "groupsExpanded": dict.fromkeys(folded, False)
     }  # fmt: skip

@@ -18,8 +18,9 @@ from mot_core.files import write_atomically
 from mot_core.nightly.digest import STUCK, new_cells, open_cells
 from mot_core.nightly.nights import DIGEST
 from mot_core.report.html import template
-from mot_core.report.text import markdown_text, visible
+from mot_core.report.text import markdown_text
 from mot_core.report.wording import p_text, percent, points
+from mot_core.text import visible
 
 
 @dataclass(frozen=True)

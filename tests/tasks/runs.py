@@ -19,6 +19,7 @@ from mot_core.spec_files import spec_to_yaml
 from mot_core.steps import RemoteStep
 from mot_core.workers.pool import WorkerPool
 from tasks.invocation import Invocation
+from tests.pico import pico_document, pico_experiment
 
 
 def computed_run(root: Path, spec: Experiment, tracking_uri: str) -> Path:
@@ -41,3 +42,16 @@ def computed_run(root: Path, spec: Experiment, tracking_uri: str) -> Path:
         patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
         finish(spec, outline, invocation, run_dir, time.monotonic())
     return run_dir
+
+
+def two_tracked_runs(root: Path, models: Path) -> tuple[str, list[Path]]:
+    """A new tracker in a directory with two runs that differ by their learning rate, and the runs' directories."""
+    uri = f"sqlite:///{root / 'tracker.db'}"
+    training = {**pico_document(models)["training"], "learning_rate": 0.01}
+    methods = [{"name": name} for name in ("base", "std", "mot")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # where a database that is no store's keeps its artifacts
+        return uri, [
+            computed_run(root / "store", pico_experiment(models, methods=methods, **changes), uri)
+            for changes in ({}, {"training": training})
+        ]

@@ -152,6 +152,20 @@ def test_links() -> None:
     assert f"[Methods side by side]({link[1:]}) ([table]({link[1:].partition('&')[0]}))" in run_description("7")
 
 
+def test_a_flow_runs_page_links_to_the_views() -> None:
+    from tasks.artifacts import view_lines
+
+    lines = view_lines({"uri": "sqlite:////s/mlflow.db", "experiment_id": "7"})
+    link = "http://127.0.0.1:5000/#/experiments/7/runs?viewStateShareKey=mot-rounds&compareRunsMode=CHART"
+    assert lines[1] == f"- [Accuracy by round]({link})" and len(lines) == 4
+    assert (
+        lines[3]
+        == "- these links hold while this runs: `mlflow server --backend-store-uri sqlite:////s/mlflow.db --port 5000`"
+    )
+    assert len(view_lines({"uri": "http://tracker:80", "experiment_id": "7"})) == 3
+    assert view_lines({"uri": "http://tracker:80"}) == []  # not logged yet
+
+
 def test_a_logged_run_has_its_views(two_runs: tuple[str, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two runs the views are the newer one's; logging again writes none; another's view stays."""
     from mlflow import MlflowClient
