@@ -22,7 +22,8 @@ from mot_core.retention import TOP, lies_in
 from mot_core.runs import read_index, teachers_of
 from mot_core.spec import nearest
 
-_NAME = re.compile(r"lab:[\w.-]+|[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(rf"lab:[\w.-]+|{_HUB_ID.pattern}")
 _LOADED = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _OUR_OWN = (MANIFEST, "diagnostics.json")
 
@@ -103,7 +104,8 @@ def _results(store: Store, student: dict[str, Any]) -> list[list[object]]:
 def _hub_id(index: dict[str, Any]) -> str | None:
     """The start's hub id; absent where it is a directory, whose name may be another's on the hub."""
     reference: str = index["spec"]["student"]["model"]
-    return reference if index["world"]["student"]["locator"] == reference else None
+    is_hub_id = index["world"]["student"]["locator"] == reference and _HUB_ID.fullmatch(reference)
+    return reference if is_hub_id else None
 
 
 def directory_of(store: Store, student: dict[str, Any]) -> Path:
