@@ -156,7 +156,7 @@ def test_a_run_in_progress_keeps_removals_out_and_a_killed_one_goes_on(
     document = {**pico_document(pico_models), "methods": [{"name": "mot"}], "keep": "last", "steps_per_round": 12}
     spec_file, log, store = write_spec(tmp_path / "spec.yaml", document), tmp_path / "log", Store(tmp_path / "store")
     process = start_driver(spec_file, store.root, drive_environment, log)
-    wait_until(lambda: any(one.kind == "merge" for one in store.manifests()), 180.0, "the first merge")
+    wait_until(lambda: any(one.kind == "merge" for one in store.manifests()), 600.0, "the first merge")
     refused = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "flows", "gc", "--store", str(store.root)],
         capture_output=True, text=True, cwd=ROOT, env=drive_environment, timeout=120,
@@ -174,7 +174,7 @@ def test_a_run_in_progress_keeps_removals_out_and_a_killed_one_goes_on(
     assert not [one for one in remove_unwanted(store).removals if one.what in ("weights", "step")]
     assert weights(store) == there and hashes(store) == files
     process = start_driver(spec_file, store.root, drive_environment, log)
-    assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
+    assert process.wait(timeout=900) == 0, log.read_text()[-4000:]
     assert {identity: now for identity, now in hashes(store).items() if identity in files} == files
     removed = remove_unwanted(store)
     assert {one.what for one in removed.removals} <= {"weights", "unfinished work"} and len(weights(store)) == 1
