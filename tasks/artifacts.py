@@ -49,6 +49,11 @@ def score_table(run_id: str, experiment_name: str, round_index: float, wanted: l
     )
 
 
+def publish_markdown(key: str, name: str, markdown: str, description: str) -> None:
+    """Publish a text whose parts are escaped already."""
+    create_markdown_artifact(key=artifact_key(key, name), markdown=markdown, description=markdown_text(description))
+
+
 def publish_rows(key: str, name: str, rows: list[dict[str, Any]], description: str) -> None:
     """Publish rows as a table; whatever is not a number or a short text is left out."""
     columns = list(
@@ -56,9 +61,7 @@ def publish_rows(key: str, name: str, rows: list[dict[str, Any]], description: s
     )
     lines = [f"| {' | '.join(markdown_text(name) for name in columns)} |", f"|{' --- |' * len(columns)}"]
     lines += [f"| {' | '.join(markdown_text(_cell(row.get(name, ''))) for name in columns)} |" for row in rows]
-    create_markdown_artifact(
-        key=artifact_key(key, name), markdown="\n".join(lines), description=markdown_text(description)
-    )
+    publish_markdown(key, name, "\n".join(lines), description)
 
 
 def _cell(value: Any) -> str:

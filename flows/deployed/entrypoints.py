@@ -15,6 +15,8 @@ from uuid import UUID
 
 import yaml
 from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.deployed.failures import failure_of, tell
 from flows.deployed.parameters import (
@@ -22,13 +24,16 @@ from flows.deployed.parameters import (
     ExperimentParameters,
     GenerateParameters,
     MergeParameters,
+    NightlyParameters,
     StudyParameters,
     evaluation_of,
     experiment_of,
     generation_of,
+    nightly_of,
     recipe_of,
 )
-from flows.deployed.running import announce, check_code, confined, within_deployment
+from flows.deployed.running import announce, check_code, confined, occupied, within_deployment
+from flows.nightly import Concluded, nightly
 from flows.orchestrate import waiting_threads
 from flows.parts import Row, evaluate_model, verify_rationales
 from flows.run import RunOptions, run
@@ -38,7 +43,8 @@ from flows.studies.run import run_study
 from mot_core.artifacts import Store
 from mot_core.confinement import check_models_within, data_roots
 from mot_core.errors import MergeError
-from tasks.artifacts import publish_rows
+from mot_core.nightly.spec import canary_of, cells_of
+from tasks.artifacts import publish_markdown, publish_rows
 
 
 def _deployed(name: str) -> Any:
@@ -66,6 +72,23 @@ def study(parameters: StudyParameters) -> None:
         run_study(chosen, setup, options, announce=announce)
 
     within_deployment(work)
+
+
+@_deployed("nightly-ablation")  # type: ignore[untyped-decorator]
+def nightly_ablation(parameters: NightlyParameters) -> State[Any]:
+    """One night of an ablation: a canary, then cells in order within the budget; it makes way for any other run."""
+
+    def work(options: RunOptions) -> Concluded:
+        check_models_within({"plan": parameters.plan}, data_roots(options.store))
+        spec = nightly_of(parameters)
+        for place in cells_of(spec):
+            confined(place.spec, options)
+        confined(canary_of(spec), options)
+        return nightly(spec, options, announce=announce, occupied=occupied)
+
+    done = within_deployment(work)
+    publish_markdown("nightly", done.directory.parent.name, done.markdown, f"Night {done.directory.name}: {done.state}")
+    return Completed(name=None if done.state == "finished" else done.state.title(), message=f"digest: {done.directory}")
 
 
 @_deployed("generate")  # type: ignore[untyped-decorator]

@@ -19,6 +19,7 @@ from flows.studies.base import study_sizes
 from mot_core.errors import SpecError
 from mot_core.evaluation.catalogue import CATALOGUE
 from mot_core.merging import RULES
+from mot_core.nightly.spec import Nightly, load_nightly
 from mot_core.spec import Experiment, Teacher, nearest
 from mot_core.spec_files import load_specs, overridden, preset_names, spec_from_document, variant_names
 
@@ -306,8 +307,13 @@ class NightlyParameters(Parameters):
     )
 
 
-def check_study(parameters: StudyParameters) -> None:
-    """Raise `SpecError` unless the study has the size."""
-    sizes = study_sizes(parameters.study)
-    if parameters.size not in sizes:
-        raise SpecError(f"study {parameters.study} has no size {parameters.size!r}; it has {', '.join(sizes)}")
+def nightly_of(parameters: NightlyParameters) -> Nightly:
+    """The nightly that a form asks for.
+
+    Raises:
+        SpecError: no such plan, or one that contradicts itself.
+    """
+    given = {"minutes": parameters.minutes, "max_completion_tokens": parameters.max_completion_tokens}
+    return load_nightly(
+        parameters.plan, [f"budget.{name}={value}" for name, value in given.items() if value is not None]
+    )

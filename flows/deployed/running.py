@@ -15,11 +15,17 @@ from typing import Any, TypeVar
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 
 from flows.run import RunOptions
+from flows.serving.deploy import TAG
 from mot_core.confinement import check_paths_within, data_roots
 from mot_core.errors import Halted, SpecError, StoreError
 from mot_core.provenance import code_version
@@ -31,6 +37,10 @@ DEPLOYED_COMMIT, STORE, WORKERS = "MOT_DEPLOYED_COMMIT", "MOT_STORE", "MOT_WORKE
 DIRECTORY = "MOT_DIRECTORY"
 """Where relative paths of a spec begin; absent: where Prefect starts the run, a folder of its own."""
 POLL_SECONDS = 3.0
+UNDER_WAY = (
+    "Running", "Retrying", "Pending", "InfrastructurePending", "Submitting", "Late", "Resuming", "AwaitingRetry",
+)  # fmt: skip
+"""Names of states in which a flow run computes, or would if a worker had room."""
 
 
 def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
@@ -127,6 +137,19 @@ def confined(spec: Experiment, options: RunOptions) -> Experiment:
     """
     check_paths_within(spec, data_roots(options.store))
     return spec
+
+
+def occupied() -> str | None:
+    """Whose flow run is under way, waits for a worker, or is late, beside this one; None if nobody's. A server that does not
+    answer says nothing: the night goes on without it."""
+    busy = FlowRunFilterState(name=FlowRunFilterStateName(any_=list(UNDER_WAY)))
+    this = flow_run.id
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+        for one in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=busy), limit=200):
+            # A flow run within a flow run is part of that, and `explain-failure` is a few seconds of ours.
+            if str(one.id) != this and one.parent_task_run_id is None and TAG in one.tags:
+                return f"run {one.name!r} ({one.state_name}) goes first"
+    return None
 
 
 def announce(line: str, num_steps: int) -> None:
