@@ -187,18 +187,20 @@ class WorkerPool:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        # Left open, the pipe would be a ResourceWarning when the pool is collected.
-        with process.stdout as events:
-            self._read_events(events)
-        with self._condition:
-            self._closed = True
-            orphans, self._jobs = list(self._jobs.items()), {}
-            self._condition.notify_all()
-        for _, job in orphans:
-            job.error = WorkerError(
-                "the worker parent died; run the same command again: it goes on from what is published"
-            )
-            job.done.set()
+        try:
+            # Left open, the pipe would be a ResourceWarning when the pool is collected.
+            with process.stdout as events:
+                self._read_events(events)
+        finally:  # whatever ended the reading, nobody is to wait for an event that nobody reads
+            with self._condition:
+                self._closed = True
+                orphans, self._jobs = list(self._jobs.items()), {}
+                self._condition.notify_all()
+            for _, job in orphans:
+                job.error = WorkerError(
+                    "the worker parent died; run the same command again: it goes on from what is published"
+                )
+                job.done.set()
 
     def _read_events(self, events: IO[bytes]) -> None:
         for line in events:
@@ -206,7 +208,8 @@ class WorkerPool:
                 message = json.loads(line)
                 if "ready" not in message:
                     self._handle(message.pop("job"), message)
-            except Exception:  # a listener's mistake must not stop the others' events
+            # A listener's mistake must not stop the others' events; rich exits where its terminal, or pipe, is gone.
+            except (Exception, SystemExit):
                 log.exception("worker event %r", line[:200])
 
     def _handle(self, job_id: str, message: dict[str, Any]) -> None:

@@ -209,3 +209,12 @@ def test_a_halt_before_any_step_needs_no_parent(tmp_path: Path) -> None:
     with pytest.raises(Halted, match="too early"):
         pool.run([PROBLEMS], 0, listen([]))
     assert pool.store.find(PROBLEMS.identity) is None
+
+
+def test_a_listener_whose_terminal_is_gone_does_not_leave_its_job_waiting(pool: WorkerPool) -> None:
+    def listener(step: Step, event: dict[str, Any]) -> None:
+        raise SystemExit(1)  # rich does, on a broken pipe
+
+    for seed in (3, 4):
+        job = pool.run([PROBLEMS, completions("Scripted", seed=seed)], 0, listener)
+        assert [record.kind for record in job.records] == ["problems", "completions"]
