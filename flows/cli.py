@@ -645,7 +645,7 @@ def up(
 
     links = start_all(UpOptions(home, store, host, prefect_port, mlflow_port, limit))
     print(
-        f"Prefect  {links['prefect']}/deployments\nMLflow   {links['mlflow']}\nlogs     {home / 'logs'}\nstop     mot down"
+        f"Prefect  {links['prefect']}\nMLflow   {links['mlflow']}\nlogs     {home / 'logs'}\nstop     mot down"
     )
 
 

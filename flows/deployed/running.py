@@ -60,6 +60,7 @@ def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
             return work(options)
         except Halted:
             if paused.state is not None:
+                _confirm(paused.state)
                 raise Pause(state=paused.state) from None
             raise
 
@@ -127,6 +128,15 @@ def heeding_pause(halt: Halt) -> Iterator[Paused]:
     finally:
         ended.set()
         thread.join(2 * POLL_SECONDS)
+
+
+def _confirm(state: State[Any]) -> None:
+    """Put the flow run into its pause once more, unless it was resumed or cancelled meanwhile: it went on sending heartbeats
+    after the first time, and the automation for processes that are gone waits for another until it sees a pause."""
+    with get_client(sync_client=True) as client:
+        now = client.read_flow_run(flow_run.id).state
+        if now is not None and now.is_paused():
+            client.set_flow_run_state(flow_run.id, state, force=True)
 
 
 def confined(spec: Experiment, options: RunOptions) -> Experiment:
