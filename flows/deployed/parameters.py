@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from flows.studies import STUDIES
@@ -23,8 +22,19 @@ from mot_core.nightly.spec import Nightly, load_nightly
 from mot_core.spec import Experiment, Teacher, nearest
 from mot_core.spec_files import load_specs, overridden, preset_names, spec_from_document, variant_names
 
-Absent = SkipJsonSchema[None]
-"""Beside a type: may be left empty in the form, and is None then; the schema shows the type alone."""
+Type = TypeVar("Type")
+
+
+class _ShownAlone:
+    """Beside `X | None`: the schema shows X. (A union with a hidden None would say of a wrong value that None is expected.)"""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        [shown] = [part for part in handler(schema)["anyOf"] if part != {"type": "null"}]
+        return dict(shown)
+
+
+Maybe = Annotated[Type | None, _ShownAlone()]
+"""May be left empty in the form, and is None then."""
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -77,10 +87,11 @@ def registered_teachers() -> dict[str, Teacher]:
 
 
 def _lines(value: Any) -> Any:
-    """Lines of one text, or a list of them; empty ones and comments left out."""
-    lines = value.splitlines() if isinstance(value, str) else value
-    if not isinstance(lines, list | tuple):
+    """Lines of one text or of several (an item of the form takes many); empty ones and comments left out."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
         return value
+    lines = [line for text in texts for line in (text.splitlines() if isinstance(text, str) else [text])]
     return [line for line in lines if not isinstance(line, str) or (line.strip() and not line.strip().startswith("#"))]
 
 
@@ -110,20 +121,20 @@ class ExperimentParameters(Parameters):
         [], title="Teachers", max_length=32, json_schema_extra={"uniqueItems": True},
         description="none chosen: the preset's; one that the preset lacks is taken from the preset that has it",
     )  # fmt: skip
-    student: ModelName | Absent = optional(
+    student: Maybe[ModelName] = optional(
         "Student", "model that is distilled into: lab:NAME, a directory, or a hub id (owner/name)"
     )
-    corpus: Literal["matched", "per_teacher", "union", "size_matched"] | Absent = optional(
+    corpus: Maybe[Literal["matched", "per_teacher", "union", "size_matched"]] = optional(
         "Corpus", "which problems a teacher's corpus holds (docs/corpora.md); the paper's is matched"
     )
-    num_rationales: Count | Absent = optional("Rationales", "of a teacher, at most")
-    rounds: Annotated[int, Field(ge=1, le=100)] | Absent = optional("Rounds", "T, rounds of branches and merge")
-    steps_per_round: Count | Absent = optional("Steps per round", "S, optimizer steps of a branch")
-    merge_rule: Rule | Absent = optional("Merge rule", "how branches become the next student (docs/merging.md)")
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | Absent = optional(
+    num_rationales: Maybe[Count] = optional("Rationales", "of a teacher, at most")
+    rounds: Maybe[Annotated[int, Field(ge=1, le=100)]] = optional("Rounds", "T, rounds of branches and merge")
+    steps_per_round: Maybe[Count] = optional("Steps per round", "S, optimizer steps of a branch")
+    merge_rule: Maybe[Rule] = optional("Merge rule", "how branches become the next student (docs/merging.md)")
+    learning_rate: Maybe[Annotated[float, Field(gt=0.0, le=1.0)]] = optional(
         "Learning rate", "of every method that trains"
     )
-    budget: Literal["matched_path", "matched_compute", "both"] | Absent = optional(
+    budget: Maybe[Literal["matched_path", "matched_compute", "both"]] = optional(
         "Budget", "equal steps along one path, equal steps in all, or both"
     )
     training_seeds: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(
@@ -202,11 +213,11 @@ class GenerateParameters(Parameters):
         json_schema_extra={"uniqueItems": True},
         description="none chosen: the preset's",
     )
-    num_samples: Annotated[int, Field(ge=1, le=1024)] | Absent = optional("Samples", "rationales a problem and teacher")
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | Absent = optional(
+    num_samples: Maybe[Annotated[int, Field(ge=1, le=1024)]] = optional("Samples", "rationales a problem and teacher")
+    temperature: Maybe[Annotated[float, Field(ge=0.0, le=2.0)]] = optional(
         "Temperature", "of the sampling; 0 is greedy"
     )
-    max_completion_tokens: Annotated[int, Field(ge=1, le=262_144)] | Absent = optional(
+    max_completion_tokens: Maybe[Annotated[int, Field(ge=1, le=262_144)]] = optional(
         "Completion tokens", "longer completions are cut"
     )
     overrides: Overrides = Field([], title="Overrides", description=OVERRIDES)
@@ -272,8 +283,10 @@ class MergeParameters(Parameters):
         max_length=64,
     )  # fmt: skip
     rule: Rule = Field("mean", title="Rule", description="docs/merging.md")
-    weights: list[float] = Field([], title="Weights", max_length=64, description="a model's share; none: equal shares")
-    start: ModelName | Absent = optional("Start", "what the branches started from; rules on task vectors need it")
+    weights: list[Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        [], title="Weights", max_length=64, description="a model's share; none: equal shares"
+    )
+    start: Maybe[ModelName] = optional("Start", "what the branches started from; rules on task vectors need it")
 
 
 def recipe_of(parameters: MergeParameters) -> dict[str, Any]:
@@ -299,10 +312,10 @@ class NightlyParameters(Parameters):
     plan: str = Field(
         "lab", title="Plan", description="of deployments/nightly, or a YAML file (docs/nightly.md)", max_length=500
     )
-    minutes: Annotated[float, Field(gt=0.0, le=1440.0)] | Absent = optional(
+    minutes: Maybe[Annotated[float, Field(gt=0.0, le=1440.0)]] = optional(
         "Minutes", "the most that the night may take; empty: the plan's"
     )
-    max_completion_tokens: Annotated[int, Field(ge=1, le=10**12)] | Absent = optional(
+    max_completion_tokens: Maybe[Annotated[int, Field(ge=1, le=10**12)]] = optional(
         "Tokens", "the most that models may write; empty: the plan's"
     )
 
