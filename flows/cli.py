@@ -644,9 +644,7 @@ def up(
     from flows.serving.up import up as start_all
 
     links = start_all(UpOptions(home, store, host, prefect_port, mlflow_port, limit))
-    print(
-        f"Prefect  {links['prefect']}\nMLflow   {links['mlflow']}\nlogs     {home / 'logs'}\nstop     mot down"
-    )
+    print(f"Prefect  {links['prefect']}\nMLflow   {links['mlflow']}\nlogs     {home / 'logs'}\nstop     mot down")
 
 
 @app.command()
