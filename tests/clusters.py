@@ -19,6 +19,7 @@ from urllib.request import urlopen
 from tests.processes import ROOT, descendants, is_alive, wait_until
 
 START_SECONDS = 300.0
+START_ATTEMPTS = 5
 HEAD, SECOND = "127.0.0.2", "127.0.0.3"
 """Ray takes 127.0.0.1 for the machine's outer address; these it leaves as they are."""
 
@@ -71,13 +72,14 @@ class RayNode:
         return [pid for pid, command in descendants(self.process.pid).items() if command.startswith("ray::")
                 and not command.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::Desk"))]  # fmt: skip
 
-    def wait_until_it_runs(self) -> None:
+    def runs(self) -> bool:
+        """Whether the node has started, once that is known."""
+
         def told() -> bool:
             return "Ray runtime started" in self.log.read_text() or self.process.poll() is not None
 
-        with contextlib.suppress(AssertionError):
-            wait_until(told, START_SECONDS, "Ray's start")
-        assert "Ray runtime started" in self.log.read_text(), self.log.read_text()[-3000:]
+        wait_until(told, START_SECONDS, "Ray's start")
+        return self.process.poll() is None
 
     def end(self) -> None:
         """Kill the node at once, as a machine that is lost, and wait until all of it is gone."""
@@ -85,6 +87,8 @@ class RayNode:
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # what a node that did not start has left
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         wait_until(lambda: not any(map(is_alive, below)), 30.0, f"something outlives its Ray node: {below}")
 
@@ -108,8 +112,14 @@ def ray_cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
         head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port(HEAD)}", f"--temp-dir={home}/ray",
                 "--include-dashboard=false"]  # fmt: skip
         for host, more in ((HEAD, head), (SECOND, [f"--address={address}"])):
-            started.append(_start_node(host, more, environment, home))
-            started[-1].wait_until_it_runs()
+            # Ray gives a node 30 seconds to start, which cannot be set and is little on a machine that is busy.
+            for _ in range(START_ATTEMPTS):
+                started.append(_start_node(host, more, environment, home))
+                if started[-1].runs():
+                    break
+                started.pop().end()
+            else:
+                raise AssertionError((home / f"{host}.log").read_text()[-3000:])
         yield RayCluster(address, *started)
     finally:
         for node in reversed(started):
