@@ -128,6 +128,7 @@ def ray_cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
 
 
 def _start_node(host: str, more: list[str], environment: dict[str, str], home: Path) -> RayNode:
+    # Ray's workers would run at niceness 15, and hardly at all beside a machine's other work.
     log = home / f"{host}.log"
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--block", f"--node-ip-address={host}", "--num-cpus=1",
@@ -135,7 +136,7 @@ def _start_node(host: str, more: list[str], environment: dict[str, str], home: P
     ]  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env={**environment, "RAY_USAGE_STATS_ENABLED": "0"}, stdout=output, stderr=output,
+            command, env={**environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}, stdout=output, stderr=output,
             cwd=ROOT, start_new_session=True,
         )  # fmt: skip
     return RayNode(process, log)
