@@ -168,10 +168,7 @@ class Store:
 
     def _place(self, folder: str, identity: str, suffix: str = "") -> Path:
         path = self.root / folder / f"{entry_name(identity, 'identity')}{suffix}"
-        if path.is_symlink():
-            raise StoreError(
-                f"store {self.root}: {path.relative_to(self.root)} is a symbolic link to {str(path.readlink())!r}; remove it"
-            )
+        refuse_link(path, f"store {self.root}")
         return path
 
     def in_use(self, what: str, is_run: bool = False) -> AbstractContextManager[None]:
@@ -275,6 +272,8 @@ class Store:
     def _computed(self, step: Step, compute: Callable[[Path], dict[str, Any]], lock: Lock) -> Published:
         started = time.time()
         work_dir = self.work_root / f"{step.identity}.{lock.number}"
+        for path in {*_works(self.work_root, step.identity, lock.number), work_dir}:
+            refuse_link(path, f"store {self.root}")
         try:
             self._take_over_work(work_dir, step.identity, lock)
             counts = compute(work_dir)
@@ -379,6 +378,13 @@ class Store:
         _remove(aside)
         final_dir.replace(aside)
         _remove(aside)
+
+
+def refuse_link(path: Path, where: str) -> None:
+    """Raise `StoreError` if a place to write to is a symbolic link."""
+    if path.is_symlink():
+        place = f"{path.parent.name}/{path.name}"
+        raise StoreError(f"{where}: {place} is a symbolic link to {str(path.readlink())!r}; remove it")
 
 
 def _works(parent: Path, identity: str, number: int) -> list[Path]:

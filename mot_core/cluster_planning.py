@@ -85,29 +85,38 @@ def idle_share(plan: NodePlan) -> float:
 
 
 def bounds(plan: NodePlan) -> Bounds:
-    """The critical path and the work of a plan. Evaluations of one student stay on one node, so those that cannot run
-    beside each other there follow from each other."""
+    """The critical path and the work of a plan. Evaluations of one student stay on one node: those that cannot run beside
+    each other there follow from each other, which counts where neither could have begun before the other's parents ended."""
+    starts: list[float] = []
     ends: list[float] = []
     via: list[int | None] = []
+    chained: list[float] = []
+    """No earlier than this does the last one of a student's evaluations end; no bound on what depends on one of them."""
     before: dict[str, int] = {}
+    after: dict[int, int] = {}
     for index, (one, parents) in enumerate(zip(plan.steps, parents_within(plan.steps), strict=True)):
-        follows = set(parents)
-        shared = together(one.step)
-        if shared is not None:
-            last = before.get(shared)
-            if last is not None and plan.steps[last].devices + one.devices > plan.node.count:
-                follows.add(last)
-            before[shared] = index
-        latest = max(follows, key=lambda number: ends[number], default=None)
+        latest = max(parents, key=lambda number: ends[number], default=None)
         via.append(latest)
-        ends.append((ends[latest] if latest is not None else 0.0) + (one.seconds or 0.0))
+        starts.append(ends[latest] if latest is not None else 0.0)
+        ends.append(starts[index] + (one.seconds or 0.0))
+        chained.append(ends[index])
+        shared = together(one.step)
+        if shared is None:
+            continue
+        last = before.get(shared)
+        before[shared] = index
+        if last is None or plan.steps[last].devices + one.devices <= plan.node.count:
+            continue
+        if starts[last] <= starts[index] and chained[last] + (one.seconds or 0.0) > chained[index]:
+            chained[index] = chained[last] + (one.seconds or 0.0)
+            after[index] = last
     path: list[NodeStep] = []
-    at = max(range(len(ends)), key=ends.__getitem__, default=None)
+    at = max(range(len(chained)), key=chained.__getitem__, default=None)
     while at is not None:
         path.append(plan.steps[at])
-        at = via[at]
+        at = after.get(at, via[at])
     work = device_seconds(plan) / (plan.num_nodes * plan.node.count)
-    return Bounds(path[::-1], max(ends, default=0.0), work)
+    return Bounds(path[::-1], max(chained, default=0.0), work)
 
 
 def on_nodes(plan: NodePlan, num_nodes: int) -> NodePlan:

@@ -180,7 +180,7 @@ def test_steps_that_no_run_names_go_whole_and_journals_never(store: Store) -> No
     (store.root / "requests" / "scope").mkdir()
     (store.root / "requests" / "scope" / "rows.jsonl").write_text("{}\n")
     for step in (stray, unfinished, merges[0]):
-        (store.work_dir(step.identity) / ".checkpoint").mkdir(parents=True)
+        (store.root / "tmp" / f"{step.identity}.1" / ".checkpoint").mkdir(parents=True)
         store.log_path(step.identity).write_text("said\n")
     torn = store.object_dir("0" * 32)
     torn.mkdir()
@@ -191,7 +191,7 @@ def test_steps_that_no_run_names_go_whole_and_journals_never(store: Store) -> No
         ("unfinished work", merges[0].identity), ("log", stray.identity),
     }  # fmt: skip
     assert not store.object_dir(stray.identity).exists() and not torn.exists()
-    assert [path.name for path in (store.root / "tmp").iterdir()] == [unfinished.identity]
+    assert [path.name for path in (store.root / "tmp").iterdir()] == [f"{unfinished.identity}.1"]
     assert {path.stem for path in (store.root / "logs").iterdir()} == {unfinished.identity, merges[0].identity}
     assert (store.root / "requests" / "scope" / "rows.jsonl").read_text() == "{}\n"
 

@@ -242,7 +242,7 @@ class WorkerPool:
                 f"{step.label}: its worker died ({cause}; memory?); its output is in "
                 f"{self.store.log_path(job.steps[0].identity)}; run the same command again: it goes on"
             )
-        elif job.error is None and len(job.records) < len(job.steps):
+        elif job.error is None and self._halted and len(job.records) < len(job.steps):
             job.error = self._stopped(f"{step.label}: stopped before this step")
         self._computing.pop(job_id, None)
         with self._condition:

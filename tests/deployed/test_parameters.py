@@ -15,7 +15,6 @@ from flows.deployed.parameters import (
     GenerateParameters,
     MergeParameters,
     StudyParameters,
-    check_study,
     evaluation_of,
     experiment_names,
     experiment_of,
@@ -23,7 +22,8 @@ from flows.deployed.parameters import (
     recipe_of,
     registered_teachers,
 )
-from flows.studies import STUDIES
+from flows.studies import STUDIES, study_named
+from flows.studies.base import setup_of
 from mot_core.errors import SpecError
 from mot_core.evaluation.catalogue import CATALOGUE
 from mot_core.merging import RULES
@@ -233,7 +233,7 @@ def test_a_wrong_value_is_refused_with_its_field_and_what_is_allowed(
 
 
 def test_a_size_that_the_study_lacks_and_an_override_that_names_nothing_are_refused() -> None:
-    with pytest.raises(SpecError, match="study filters has no size 'smollm'; it has smoke"):
-        check_study(StudyParameters(study="filters", size="smollm"))
+    with pytest.raises(SpecError, match="study filters has no size 'smollm'; .*it has smoke"):
+        setup_of(study_named("filters"), "smollm")
     with pytest.raises(SpecError, match="batch_sise"):
         experiment_of(ExperimentParameters(preset="smoke", overrides=["training.batch_sise=4"]))
