@@ -174,6 +174,8 @@ def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, en
         "--backend-store-uri", f"sqlite:///{store.root / 'mlflow.db'}",
         "--artifacts-destination", str(store.root / "mlflow-artifacts"),
     ]  # fmt: skip
+    # Its job queues, nine processes for features that nothing here uses, are left out.
+    environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if options.host != LOOPBACK:
         command += ["--app-name", "basic-auth", "--allowed-hosts", "*"]
         environment = environment | _mlflow_authentication(home)
