@@ -26,6 +26,8 @@ EXPLAIN = "explain-failure/explain-failure"
 TAG = "mot"
 """Of every deployment but the one that explains failures, which is not to explain its own."""
 HEARTBEAT_SECONDS = 30
+TRIGGERING_RUN = {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
+"""In full: of the template alone Prefect makes JSON, which a UUID refuses."""
 NIGHTLY = {"MOT_NIGHTLY_CRON": "0 2 * * *", "MOT_NIGHTLY_TIMEZONE": "UTC"}
 """When the nightly ablation runs, unless the environment says otherwise."""
 
@@ -146,7 +148,7 @@ def automations(explain_id: Any) -> list[Any]:
         AutomationCore(
             name="mot: failures explained", trigger=failures, description="Publishes the cause as the artifact `failures`.",
             actions=[
-                RunDeployment(source="selected", deployment_id=explain_id, parameters={"flow_run_id": "{{ flow_run.id }}"})
+                RunDeployment(source="selected", deployment_id=explain_id, parameters={"flow_run_id": TRIGGERING_RUN})
             ],
         ),
     ]  # fmt: skip
