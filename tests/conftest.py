@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOME = tempfile.mkdtemp(prefix="mot-tests-")
 # Before anything imports Prefect, MLflow, torch or transformers; child processes inherit it.
@@ -29,6 +30,9 @@ for _name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
 import pytest  # noqa: E402
 
 from mot_core.spec import Experiment  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.serving import Served
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,3 +87,12 @@ def pico_spec(pico_models: Path) -> Experiment:
 def drive_environment() -> dict[str, Any]:
     """The environment of a driver process."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The servers, workers and deployments of `mot up`, shared by every test that needs them."""
+    from tests.serving import serving
+
+    with serving(tmp_path_factory.mktemp("served")) as running:
+        yield running
