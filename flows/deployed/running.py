@@ -58,9 +58,9 @@ def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
     with heeding_pause(options.halt) as paused:
         try:
             return work(options)
-        except Halted:
-            if paused.state is not None:
-                _confirm(paused.state)
+        except (Halted, Pause) as error:  # Prefect itself raises Pause where a task run begins under a paused flow run
+            _confirm()
+            if isinstance(error, Halted) and paused.state is not None:
                 raise Pause(state=paused.state) from None
             raise
 
@@ -130,13 +130,13 @@ def heeding_pause(halt: Halt) -> Iterator[Paused]:
         thread.join(2 * POLL_SECONDS)
 
 
-def _confirm(state: State[Any]) -> None:
+def _confirm() -> None:
     """Put the flow run into its pause once more, unless it was resumed or cancelled meanwhile: it went on sending heartbeats
     after the first time, and the automation for processes that are gone waits for another until it sees a pause."""
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(flow_run.id).state
         if now is not None and now.is_paused():
-            client.set_flow_run_state(flow_run.id, state, force=True)
+            client.set_flow_run_state(flow_run.id, now, force=True)
 
 
 def confined(spec: Experiment, options: RunOptions) -> Experiment:

@@ -141,7 +141,8 @@ class PrefectPages:
 
     def open_artifact(self, key: str) -> None:
         """An artifact of the run that is shown, from the tab of them."""
-        self.page.get_by_role("link", name=re.compile(re.escape(key))).first.click()
+        self.page.get_by_text(key, exact=True).first.click()
+        self.page.wait_for_url(re.compile("/artifacts/"))
 
     def sees(self, text: str | re.Pattern[str], timeout: float = PATIENCE_MS) -> None:
         """Wait until the page shows a text."""

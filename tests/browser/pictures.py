@@ -81,9 +81,9 @@ def picture_of_scores(prefect: PrefectPages, run: dict[str, Any], out: Path) -> 
     """The artifact with the last round's scores."""
     page = prefect.page
     prefect.open_run(run["id"], "Artifacts")
-    keys = page.get_by_role("link", name=re.compile("^scores-"))
-    keys.first.wait_for()
-    prefect.open_artifact(max(keys.all_inner_texts()).split()[0])
+    shown = page.get_by_text(re.compile(r"^scores-.+-round-\d+$"))
+    shown.first.wait_for()
+    prefect.open_artifact(max(shown.all_inner_texts(), key=lambda name: int(name.rpartition("-")[2])))
     prefect.sees("avg@k")
     page.wait_for_timeout(500)
     return save(page, out / "prefect-scores.png", {"x": 0, "y": 0, "width": WIDTH, "height": 800})
@@ -94,6 +94,9 @@ def picture_of_runs(page: Page, address: str, path: Path) -> Path:
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(address)
     page.get_by_text("mot", exact=False).first.wait_for()
+    assistant = page.get_by_text("MLflow Assistant", exact=True)
+    if assistant.count():
+        assistant.locator("xpath=ancestor::*[.//button][1]").get_by_role("button").last.click()
     page.wait_for_timeout(6000)  # charts come after their titles, one by one
     return save(page, path)
 

@@ -79,7 +79,7 @@ def test_a_paused_run_stops_at_the_next_published_step_and_goes_on_when_it_is_re
     paused = served.run(run)
     assert (paused["state_type"], paused["state_name"]) == ("PAUSED", "Suspended")
     # The last word on the server is the pause and no heartbeat, or the automation would crash the run.
-    assert events(served, run)[-1] == "prefect.flow-run.Suspended"
+    wait_until(lambda: events(served, run)[-1] == "prefect.flow-run.Suspended", 20, "the pause, said once more")
     published = {path.parent.name: path.stat().st_mtime_ns for path in served.store.glob("objects/*/manifest.json")}
     tasks = served.tasks(run)
     assert tasks["generate running-total"] == "Reused"
