@@ -11,12 +11,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mot_core.errors import SpecError
 from mot_core.spec import Engine, Experiment, Teacher
 
 DATA_ROOTS = "MOT_DATA_ROOTS"
 """The variable of further roots, separated as in PATH."""
+KEY_SERVERS = "MOT_KEY_SERVERS"
+"""The variable of further pairs `VARIABLE=https://host`: which key may go to which server."""
 _REMEDY = f"move it below one of them, or let {DATA_ROOTS} name its folder where the flow runs"
 
 
@@ -36,6 +39,37 @@ def check_paths_within(spec: Experiment, roots: Iterable[Path]) -> None:
     for field, text, is_model in _named(spec):
         if not (is_model and _is_no_path(text)):
             _check(text, field, allowed)
+
+
+def check_keys_within(spec: Experiment, allowed: Iterable[tuple[str, str]]) -> None:
+    """Raise `SpecError` if a spec sends a key to a server that it is not for: whoever names both a variable and an address
+    could have any secret of the environment sent anywhere. `allowed` are pairs of variable and address, beside those of
+    KEY_SERVERS.
+
+    Raises:
+        SpecError: a pair that is not among them.
+    """
+    named = [pair.partition("=") for pair in os.environ.get(KEY_SERVERS, "").split()]
+    known = {(variable, origin_of(address)) for variable, address in allowed}
+    known |= {(variable, origin_of(address)) for variable, _, address in named}
+    asked = [(f"teachers.{teacher.name}", teacher) for teacher in spec.teachers]
+    asked += [("corpus.judge", spec.corpus.judge)] if spec.corpus.judge is not None else []
+    for where, teacher in asked:
+        endpoint = teacher.endpoint
+        if endpoint is None or endpoint.api_key_env is None:
+            continue
+        if (endpoint.api_key_env, origin_of(endpoint.base_url)) not in known:
+            raise SpecError(
+                f"{where}.endpoint: the key of {endpoint.api_key_env} would go to {origin_of(endpoint.base_url)}, which a "
+                f"form may not ask for; let {KEY_SERVERS} hold {endpoint.api_key_env}={origin_of(endpoint.base_url)} where "
+                "the flow runs (several are separated by spaces)"
+            )
+
+
+def origin_of(address: str) -> str:
+    """Scheme, host and port of an address."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def check_models_within(named: Mapping[str, str], roots: Iterable[Path]) -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.show import step_logs
 from mot_core.artifacts import MANIFEST, Store
-from mot_core.confinement import check_paths_within, data_roots
+from mot_core.confinement import check_keys_within, check_paths_within, data_roots
 from mot_core.errors import MotError, ProblemError, SpecError, StoreError
 from mot_core.export import directory_of
 from mot_core.files import entry_name, inside
@@ -368,3 +368,32 @@ def test_a_study_or_size_named_like_a_path_is_none() -> None:
             setup_of(study_named("rounds"), name)
         with pytest.raises(SpecError, match="neither a preset nor a YAML file"):
             load_spec(name)
+
+
+# -- keys ------------------------------------------------------------------------------------------------
+
+
+def with_endpoint(pico_spec: Experiment, **endpoint: Any) -> Experiment:
+    document = pico_spec.model_dump(mode="json")
+    document["teachers"][0] |= {"completer": "openai", "model": "big", "endpoint": endpoint}
+    return Experiment.model_validate(document)
+
+
+def test_a_form_sends_a_key_only_to_its_server(pico_spec: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = [("MOT_TEACHER_KEY", "http://127.0.0.1:8001/v1")]
+    check_keys_within(with_endpoint(pico_spec, base_url="https://anywhere.example/v1"), [])  # no key goes along
+    check_keys_within(
+        with_endpoint(pico_spec, base_url="http://127.0.0.1:8001/v1", api_key_env="MOT_TEACHER_KEY"), shipped
+    )
+    for variable, address in (
+        ("HF_TOKEN", "http://127.0.0.1:8001/v1"), ("MOT_TEACHER_KEY", "https://elsewhere.example/v1"),
+        ("MOT_TEACHER_KEY", "http://127.0.0.1:8001.elsewhere.example/v1"), ("MOT_TEACHER_KEY", "http://127.0.0.1/v1"),
+    ):  # fmt: skip
+        spec = with_endpoint(pico_spec, base_url=address, api_key_env=variable)
+        with pytest.raises(
+            SpecError, match=rf"teachers\..*\.endpoint: the key of {variable} would go to .*MOT_KEY_SERVERS"
+        ):
+            check_keys_within(spec, shipped)
+        monkeypatch.setenv("MOT_KEY_SERVERS", f"A=https://a.example {variable}={address}")
+        check_keys_within(spec, shipped)
+        monkeypatch.delenv("MOT_KEY_SERVERS")

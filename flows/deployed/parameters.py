@@ -86,6 +86,13 @@ def registered_teachers() -> dict[str, Teacher]:
     return found
 
 
+@functools.cache
+def shipped_key_servers() -> tuple[tuple[str, str], ...]:
+    """Which variable's key the shipped presets send where."""
+    endpoints = [teacher.endpoint for teacher in registered_teachers().values() if teacher.endpoint is not None]
+    return tuple((one.api_key_env, one.base_url) for one in endpoints if one.api_key_env is not None)
+
+
 def _lines(value: Any) -> Any:
     """Lines of one text or of several (an item of the form takes many); empty ones and comments left out."""
     texts = [value] if isinstance(value, str) else value

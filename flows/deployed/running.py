@@ -24,9 +24,10 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 
+from flows.deployed.parameters import shipped_key_servers
 from flows.run import RunOptions
 from flows.serving.deploy import TAG
-from mot_core.confinement import check_paths_within, data_roots
+from mot_core.confinement import check_keys_within, check_paths_within, data_roots
 from mot_core.errors import Halted, SpecError, StoreError
 from mot_core.provenance import code_version
 from mot_core.spec import Experiment
@@ -140,12 +141,14 @@ def _confirm() -> None:
 
 
 def confined(spec: Experiment, options: RunOptions) -> Experiment:
-    """A spec out of a form, once nothing in it names a file or folder outside what a form may name here.
+    """A spec out of a form, once nothing in it names a file or folder outside what a form may name here, nor a server that
+    a key is not for.
 
     Raises:
         SpecError: something does.
     """
     check_paths_within(spec, data_roots(options.store))
+    check_keys_within(spec, shipped_key_servers())
     return spec
 
 
