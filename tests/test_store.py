@@ -204,7 +204,7 @@ def test_a_dead_holders_lock_is_free_at_once(store: Store, tmp_path: Path) -> No
     holder.communicate()
     began = time.monotonic()
     made = store.obtain(Step("problems", {"seed": 1}), write_three)
-    assert not made.reused and time.monotonic() - began < 2.0
+    assert not made.reused and time.monotonic() - began < 20.0  # its lease would last for 60 s
 
 
 def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
 from urllib.parse import quote
 
 import pytest
+import yaml
 
 from tests.browser.driver import PrefectPages
 from tests.browser.pictures import ask
@@ -24,12 +24,17 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 NIGHTLY = "nightly-ablation/nightly-ablation"
 EVERY_OTHER_MINUTE = "*/2 * * * *"
+PLAN = {
+    "name": "near", "base": "smoke", "reference": {"method": "mot"}, "max_seeds": 1, "grid": {"merge.rule": ["ties"]},
+    "set": ["methods=[{name: std}, {name: mot}]", "rounds=1", "evaluation.path.rounds=last"],
+    "canary": {"base": "smoke", "set": ["methods=[{name: mot}]", "rounds=1", "evaluation.path.rounds=last"]},
+}  # fmt: skip
 ONE_METHOD = ['methods=[{"name": "mot"}]', "evaluation.path.rounds=last"]
 
 
 def test_from_an_empty_folder_to_a_comparison(page: Page, tmp_path: Path) -> None:
     with serving(tmp_path, MOT_NIGHTLY_CRON=EVERY_OTHER_MINUTE, MOT_NIGHTLY_TIMEZONE="UTC") as served:
-        has_nights = plan_nights(served, "smoke")
+        nightly = plan_nights(served)
         prefect = PrefectPages(page, served.prefect)
         prefect.open_form("experiment")
         prefect.choose("Preset", "smoke")
@@ -37,12 +42,9 @@ def test_from_an_empty_folder_to_a_comparison(page: Page, tmp_path: Path) -> Non
         prefect.add("Overrides", "\n".join(ONE_METHOD))
         by_hand = prefect.submit()
         served.ends(by_hand, "COMPLETED")
-        if has_nights:
-            by_schedule = scheduled_run(served)
-        else:  # until the nightly deployment is registered: a run that nobody watches
-            parameters = {"preset": "smoke", "rounds": 1, "training_seeds": [2], "overrides": ONE_METHOD}
-            by_schedule = served.submit("experiment/experiment", parameters)
-        served.ends(by_schedule, "COMPLETED")
+        by_schedule = night_of(served, nightly)
+        digest = served.ask("/artifacts/filter", {"artifacts": {"key": {"any_": ["nightly-near"]}}})
+        assert by_schedule in {artifact["flow_run_id"] for artifact in digest}
 
         tracked = [tracked_run(served, run) for run in (by_hand, by_schedule)]
         page.goto(comparison(served, tracked))
@@ -54,36 +56,36 @@ def test_from_an_empty_folder_to_a_comparison(page: Page, tmp_path: Path) -> Non
     assert len(list((served.store / "runs").glob("*/summary.json"))) >= 2
 
 
-def plan_nights(served: Served, plan: str) -> bool:
-    """Have the nightly deployment run a plan; whether there is such a deployment."""
-    try:
-        nightly = served.ask(f"/deployments/name/{NIGHTLY}")
-    except HTTPError as error:
-        if error.code == 404:
-            return False
-        raise
+def plan_nights(served: Served) -> str:
+    """Have the nightly deployment run a plan of one small cell; the deployment's id."""
+    plan = served.store / "near.yaml"
+    plan.write_text(yaml.safe_dump(PLAN))
+    nightly = served.ask(f"/deployments/name/{NIGHTLY}")
     [schedule] = nightly["schedules"]
     assert schedule["active"] and schedule["schedule"] == {
         "cron": EVERY_OTHER_MINUTE, "timezone": "UTC", "day_or": True,
     }  # fmt: skip
-    served.ask(f"/deployments/{nightly['id']}", {"parameters": {"parameters": {"plan": plan}}}, "PATCH")
-    return True
+    served.ask(f"/deployments/{nightly['id']}", {"parameters": {"parameters": {"plan": str(plan)}}}, "PATCH")
+    return str(nightly["id"])
 
 
-def scheduled_run(served: Served) -> str:
-    """The first run that the schedule has started, once it is under way; the schedule is paused then."""
-    nightly = served.ask(f"/deployments/name/{NIGHTLY}")
+def night_of(served: Served, nightly: str) -> str:
+    """The first night that its schedule has started and that did not make way for another run, once it has ended."""
     wanted = {
-        "deployments": {"id": {"any_": [nightly["id"]]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 1,
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "COMPLETED", "FAILED", "CRASHED"]}}},
+        "deployments": {"id": {"any_": [nightly]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 50,
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}},
     }  # fmt: skip
-    end = time.monotonic() + 120 + PATIENCE
-    while not (found := served.ask("/flow_runs/filter", wanted)):
-        assert time.monotonic() < end, f"the schedule started nothing\n{served.log()}"
+    end = time.monotonic() + 300 + PATIENCE
+    while True:
+        ended = served.ask("/flow_runs/filter", wanted)
+        assert all(run["state_type"] == "COMPLETED" for run in ended), [run["state"] for run in ended]
+        night = next((run for run in ended if run["state_name"] == "Completed"), None)
+        if night is not None:
+            assert night["auto_scheduled"]
+            served.ask(f"/deployments/{nightly}/pause_deployment", {})
+            return str(night["id"])
+        assert time.monotonic() < end, f"no night was worked through: {[run['state'] for run in ended]}\n{served.log()}"
         time.sleep(1)
-    assert found[0]["auto_scheduled"] and found[0]["parameters"]["parameters"]["plan"] == "smoke"
-    served.ask(f"/deployments/{nightly['id']}/pause_deployment", {})
-    return str(found[0]["id"])
 
 
 def tracked_run(served: Served, flow_run: str) -> dict[str, Any]:
