@@ -98,7 +98,9 @@ def picture_of_runs(page: Page, address: str, path: Path) -> Path:
     if assistant.count():
         assistant.locator("xpath=ancestor::*[.//button][1]").get_by_role("button").last.click()
     page.wait_for_timeout(6000)  # charts come after their titles, one by one
-    return save(page, path)
+    return save(
+        page, path, {"x": 0, "y": 0, "width": 1036, "height": 900}
+    )  # beside it the assistant, where it stays open
 
 
 def newest_run(prefect_url: str) -> dict[str, Any]:
@@ -159,9 +161,9 @@ def compressed(image: Image.Image) -> bytes:
 
 
 def with_own_servers(preset: str, use: Callable[[str, str], None]) -> None:
-    """Start servers in a temporary folder, run a preset through its deployment, use them, stop them."""
+    """Start servers in a temporary folder, run a preset with one training seed through its deployment, use them, stop them."""
     with tempfile.TemporaryDirectory(prefix="mot-pictures-") as folder, serving(Path(folder)) as served:
-        run = served.submit("experiment/experiment", {"preset": preset})
+        run = served.submit("experiment/experiment", {"preset": preset, "training_seeds": [1]})
         served.ends(run, "COMPLETED", RUN_SECONDS)
         use(served.prefect, served.mlflow)
 
