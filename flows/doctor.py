@@ -117,12 +117,21 @@ def _servers() -> list[Check]:
 
 
 def _answers(url: str) -> bool:
-    from urllib.request import urlopen
+    """Whether a server answers; user and password in its address go along as a header, since a URL may not hold them."""
+    import base64
+    from http.client import HTTPException
+    from urllib.parse import unquote, urlsplit, urlunsplit
+    from urllib.request import Request, urlopen
 
     try:
-        with urlopen(url, timeout=3) as response:
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        request = Request(urlunsplit((parts.scheme, host, parts.path, parts.query, "")))
+        if at:
+            request.add_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
+        with urlopen(request, timeout=3) as response:
             return bool(response.status == 200)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
 
 
