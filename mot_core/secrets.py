@@ -23,7 +23,9 @@ _NAME = re.compile(
     r"|(KEY|TOKEN|SECRET|PASSWORD)$"
 )
 _USER_OF_URL = re.compile(r"(?<=://)[^/\s\"'`<>]*@")
-_named: set[str] = set()
+PASSED = "MOT_NAMED_SECRETS"
+"""The variable that tells a process which other variables a spec has named to the one that started it."""
+_named: set[str] = set(os.environ.get(PASSED, "").split())
 
 
 def is_secret(name: str) -> bool:
@@ -34,6 +36,11 @@ def is_secret(name: str) -> bool:
 def name_secret(name: str) -> None:
     """Take a variable for a secret's from now on, in this process."""
     _named.add(name)
+
+
+def named_secrets() -> str:
+    """What a process that is started has to find in PASSED, to know of every secret that is known here."""
+    return " ".join(sorted(_named))
 
 
 def names_in(document: Any) -> Iterator[str]:

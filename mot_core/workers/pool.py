@@ -22,6 +22,7 @@ from typing import IO, Any
 from mot_core.artifacts import Published, Store
 from mot_core.errors import Halted, MotError, SpecError, WorkerError, raised
 from mot_core.runner import RunSettings
+from mot_core.secrets import PASSED, named_secrets
 from mot_core.steps import Step
 from mot_core.workers.devices import POLL_SECONDS, Devices
 from mot_core.workers.slots import Slots, Turn, devices_needed
@@ -82,7 +83,7 @@ class WorkerPool:
             environment = {
                 **os.environ,
                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+                "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", PASSED: named_secrets(),
             }  # fmt: skip
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "mot_core.workers.parent"],

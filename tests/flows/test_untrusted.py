@@ -265,7 +265,7 @@ def test_prefects_logs_and_artifacts_hold_nothing_hidden(place: Place, finished:
     assert any("␛[2J␛]0;owned␇" in message for message in said)
     assert not [message for message in said if HIDDEN.search(message)]
     artifacts = [json.loads(data) for data in rows_of(place.root / "prefect.db", "SELECT data FROM artifact")]
-    assert artifacts and not [data for data in artifacts if HIDDEN.search(data) or "<script" in data]
+    assert artifacts and not [data for data in artifacts if HIDDEN.search(str(data)) or "<script" in str(data)]
 
 
 def test_a_terminal_is_told_nothing_hidden(place: Place, finished: Path) -> None:
