@@ -214,7 +214,7 @@ def finished(place: Place, pico_models: Path) -> Path:
         proxy.answers = True
         place.mot("run", spec, *store)
     teacher = {"name": "telltale", "model": str(pico_models / "ann"), "completer": "tests.flows.telltale:Telltale"}
-    crashing = {**document_one, "teachers": [teacher, document_one["teachers"][1]], "corpus": {"num_rationales": 6}}
+    crashing = {**document_one, "teachers": [teacher, *document_one["teachers"]], "corpus": {"num_rationales": 6}}
     told = place.mot("run", str(write_spec(place.root / "crashing.yaml", crashing)), *store, code=1)
     assert "[hidden]" in told and "RuntimeError" in told
     # A tracker that is away: the run ends well, and is pending.
