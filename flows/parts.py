@@ -64,23 +64,17 @@ def _run_part(
     """Publish the steps that `wanted` chooses from the experiment's outline, and what they need; their records by its keys."""
     store = Store(options.store)
     with contextlib.closing(pool_of(store, options)) as pool:
-        return _run_on(pool, spec, store, options, watch, announce, wanted)
+        check_devices(spec, pool.devices)
+        world, drawn = prepare(spec, resolve(spec), store.open(), publish=True)
+        outline, _ = outline_of(spec, world)
+        chosen: dict[Any, Step] = wanted(outline)
+        steps = list(walk(list(chosen.values())))
+        run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
+        invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
+        with prepared(invocation, steps, drawn, options.halt, announce, ()):
+            write_steps(run_dir, steps, spec.keep, finished=False)
+            from flows.orchestrate import in_flow_run, run_part
 
-
-def _run_on(
-    pool: Any, spec: Experiment, store: Store, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any
-) -> dict[Any, Published]:
-    check_devices(spec, pool.devices)
-    world, drawn = prepare(spec, resolve(spec), store.open(), publish=True)
-    outline, _ = outline_of(spec, world)
-    chosen: dict[Any, Step] = wanted(outline)
-    steps = list(walk(list(chosen.values())))
-    run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
-    invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
-    with prepared(invocation, steps, drawn, options.halt, announce, ()):
-        write_steps(run_dir, steps, spec.keep, finished=False)
-        from flows.orchestrate import in_flow_run, run_part
-
-        in_flow_run(run_part, invocation, [step.identity for step in steps])
-        write_steps(run_dir, steps, spec.keep, finished=True)
-        return {key: invocation.records[step.identity] for key, step in chosen.items()}
+            in_flow_run(run_part, invocation, [step.identity for step in steps])
+            write_steps(run_dir, steps, spec.keep, finished=True)
+            return {key: invocation.records[step.identity] for key, step in chosen.items()}

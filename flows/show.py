@@ -1,4 +1,7 @@
-"""Terminal tables for `mot`. Labels, names and values are printed as text, never as markup, with nothing hidden in them."""
+"""Terminal tables for `mot`. Labels, names and values are printed as text, never as markup, with nothing hidden in them.
+
+Longer than most: one short function a table, which share how a cell is written.
+"""
 
 from __future__ import annotations
 

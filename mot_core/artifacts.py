@@ -17,6 +17,7 @@ whole step, its manifest first, or they are weights that STORE/removed names: th
 It holds even where a holder goes on after it lost the lock: nobody writes where another one does, a directory takes a
 published step's place by a rename that fails if something is there, and brings its own manifest with it.
 An entry of these folders is never a link, so what is written for an identity lands in the store.
+Longer than most: finding, computing and publishing keep these invariants together, or not at all.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ MotError
 ├── TrainingError (RuntimeError)  a branch that diverged
 ├── MergeError (ValueError)       branches that cannot be merged
 ├── StoreError (OSError)          a store that cannot be read, written or understood
-│   └── LeaseLost                 another process took over what this one held
+│   ├── LeaseLost                 another process took over what this one held
+│   └── NightUnderWay             another process is at a nightly already
 ├── WorkerError (RuntimeError)    a worker process that died
 └── Halted (RuntimeError)         no failure: a run that was asked to stop has stopped
 
@@ -64,6 +65,10 @@ class StoreError(MotError, OSError):
 
 class LeaseLost(StoreError):
     """A lease that was taken over because its holder was silent for too long. The other one goes on with the work."""
+
+
+class NightUnderWay(StoreError):
+    """A nightly that another process is at; its digest will come."""
 
 
 class WorkerError(MotError, RuntimeError):

@@ -9,7 +9,7 @@ clock: nothing compares two machines' clocks.
 
 Invariants: the highest number holds the lock and is never removed, so whoever makes a lower one sees that it is late;
 a lease that was taken over is gone under its name, so its holder finds out before it publishes. What it may still write
-in the moment between must not harm: `mot_core.artifacts` and the journal see to that.
+in the moment between must not harm: `mot_core.artifacts` and the journal see to that. Longer than most: taking, holding and losing a lease are one protocol.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
          ▲─────────── Desk (an actor) ◄── events, records, failures
 
 A task carries its steps as records, the store's path and the desk; no node knows the flow process's memory. Invariant: what
-is done is what the shared store holds; the desk only tells of it.
+is done is what the shared store holds; the desk only tells of it. Longer than most: Ray is imported in no other file.
 """
 
 from __future__ import annotations

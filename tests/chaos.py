@@ -1,4 +1,4 @@
-"""Kill what a run stands on, at seeded moments, twenty times: `make chaos`, half an hour on two quiet cores. Not a test of the gate.
+"""Kill what a run stands on, at seeded moments, twenty times: `make chaos`. Not a test of the gate.
 
 Each run of the preset `smoke` has a store of its own. At a moment drawn from the seed one of five victims is killed with
 SIGKILL: the process of a step, the flow run's, the Prefect worker's, the Prefect server, the MLflow server. Then `mot up`

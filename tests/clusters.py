@@ -1,5 +1,4 @@
-"""Real servers for tests on loopback: Prefect's, and a Ray cluster of a head and a second node, each a process group of its
-own that ends with the test."""
+"""A real Ray cluster for tests, on loopback: a head and a second node, each a process group of its own that ends with the test."""
 
 from __future__ import annotations
 
@@ -7,57 +6,19 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 from tests.processes import ROOT, descendants, is_alive, wait_until
+from tests.servers import START_SECONDS, free_port
 
-START_SECONDS = 300.0
 START_ATTEMPTS = 5
 HEAD, SECOND = "127.0.0.2", "127.0.0.3"
 """Ray takes 127.0.0.1 for the machine's outer address; these it leaves as they are."""
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urlopen(f"{url}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def prefect_server(home: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A real Prefect server; `(API URL, environment of its clients)`."""
-    port = free_port()
-    environment = {
-        **os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        wait_until(lambda: healthy(url), START_SECONDS, "the Prefect server's start")
-        yield url, {**environment, "PREFECT_API_URL": url}
-    finally:
-        process.terminate()
-        process.wait(30)
-        assert not healthy(url)
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from urllib.request import Request, urlopen
 
 from flows.serving.services import start_of
 from tests.processes import ROOT
+from tests.servers import free_port
 
 PATIENCE = float(os.environ.get("MOT_TEST_PATIENCE", "240"))
 """Seconds for what takes ten on a quiet machine."""
@@ -52,7 +52,7 @@ class Served:
     def up(self) -> None:
         """Start what is not running, and learn the addresses."""
         # Ports that the kernel gives: between looking and listening, `up` of another session may find the same one free.
-        ports = ["--prefect-port", str(any_port()), "--mlflow-port", str(any_port())]
+        ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
         said = self.mot("up", "--home", str(self.home), "--store", str(self.store), *ports)
         links = dict(line.split(maxsplit=1) for line in said.splitlines())
         self.prefect, self.mlflow = links["Prefect"], links["MLflow"]
@@ -150,13 +150,6 @@ class Served:
         """The end of the worker's log, for a failure's message."""
         path = self.home / "logs" / "mot-worker.log"
         return path.read_text()[-3000:] if path.is_file() else ""
-
-
-def any_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

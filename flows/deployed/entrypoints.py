@@ -42,8 +42,10 @@ from flows.studies.base import setup_of
 from flows.studies.run import run_study
 from mot_core.artifacts import Store
 from mot_core.confinement import check_models_within, data_roots
-from mot_core.errors import MergeError
+from mot_core.errors import MergeError, NightUnderWay
 from mot_core.nightly.spec import canary_of, cells_of
+from mot_core.secrets import masked
+from mot_core.text import log_line
 from tasks.artifacts import publish_markdown, publish_rows
 
 
@@ -86,7 +88,10 @@ def nightly_ablation(parameters: NightlyParameters) -> State[Any]:
         confined(canary_of(spec), options)
         return nightly(spec, options, announce=announce, occupied=occupied)
 
-    done = within_deployment(work)
+    try:
+        done = within_deployment(work)
+    except NightUnderWay as other:
+        return Completed(name="Skipped", message=str(other))
     publish_markdown("nightly", done.directory.parent.name, done.markdown, f"Night {done.directory.name}: {done.state}")
     return Completed(name=None if done.state == "finished" else done.state.title(), message=f"digest: {done.directory}")
 
@@ -143,8 +148,9 @@ def _merge(recipe: dict[str, Any], out: Path) -> None:
             try:
                 assert process.stdout is not None
                 last = ""
-                for last in process.stdout:
-                    logger.info("%s", last.rstrip())
+                for line in process.stdout:
+                    last = log_line(masked(line))
+                    logger.info("%s", last)
             except BaseException:
                 process.kill()
                 raise

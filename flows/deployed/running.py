@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from flows.deployed.parameters import shipped_key_servers
+from flows.polling import every
 from flows.run import RunOptions
 from flows.serving.deploy import TAG
 from mot_core.confinement import check_keys_within, check_paths_within, data_roots
@@ -110,25 +110,18 @@ class Paused:
 def heeding_pause(halt: Halt) -> Iterator[Paused]:
     """Ask the server every few seconds for this flow run's state, and request a halt when it is a pause. A server that
     does not answer is asked again: it decides nothing about work that is under way."""
-    paused, ended, flow_run_id = Paused(), threading.Event(), flow_run.id
+    paused, flow_run_id = Paused(), flow_run.id
+    with get_client(sync_client=True) as client:
 
-    def poll() -> None:
-        with get_client(sync_client=True) as client:
-            while not ended.wait(POLL_SECONDS):
-                with contextlib.suppress(Exception):
-                    state = client.read_flow_run(flow_run_id).state
-                    if state is not None and state.is_paused():
-                        paused.state = state
-                        halt.request("paused; resume the flow run to go on")
-                        return
+        def look() -> None:
+            with contextlib.suppress(Exception):
+                state = client.read_flow_run(flow_run_id).state
+                if state is not None and state.is_paused():
+                    paused.state = state
+                    halt.request("paused; resume the flow run to go on")
 
-    thread = threading.Thread(target=poll, name="mot-pause", daemon=True)
-    thread.start()
-    try:
-        yield paused
-    finally:
-        ended.set()
-        thread.join(2 * POLL_SECONDS)
+        with every(POLL_SECONDS, look, "mot-pause"):
+            yield paused
 
 
 def _confirm() -> None:
@@ -153,14 +146,15 @@ def confined(spec: Experiment, options: RunOptions) -> Experiment:
 
 
 def occupied() -> str | None:
-    """Whose flow run is under way, waits for a worker, or is late, beside this one; None if nobody's. A server that does not
-    answer says nothing: the night goes on without it."""
+    """Whose flow run is under way, waits for a worker, or is late, beside this one and its deployment's other nights; None if
+    nobody's. A server that does not answer says nothing: the night goes on without it."""
     busy = FlowRunFilterState(name=FlowRunFilterStateName(any_=list(UNDER_WAY)))
     this = flow_run.id
     with contextlib.suppress(Exception), get_client(sync_client=True) as client:
         for one in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=busy), limit=200):
             # A flow run within a flow run is part of that, and `explain-failure` is a few seconds of ours.
-            if str(one.id) != this and one.parent_task_run_id is None and TAG in one.tags:
+            is_ours = str(one.id) == this or (one.deployment_id is not None and str(one.deployment_id) == deployment.id)
+            if not is_ours and one.parent_task_run_id is None and TAG in one.tags:
                 return f"run {one.name!r} ({one.state_name}) goes first"
     return None
 

@@ -45,7 +45,8 @@ def deploy(pool: str, cpu_pool: str, environment: Mapping[str, str]) -> str:
         StoreError: the server does not answer, or refuses.
     """
     given = {
-        **NIGHTLY, **environment, "MOT_WORK_POOL": pool, "MOT_CPU_POOL": cpu_pool, "MOT_CODE_VERSION": code_version()
+        **NIGHTLY, **environment, "MOT_WORK_POOL": pool, "MOT_CPU_POOL": cpu_pool, "MOT_CODE_VERSION": code_version(),
+        "MOT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
     }  # fmt: skip
     _check_pools({pool, cpu_pool}, given)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file())]

@@ -81,8 +81,8 @@ def up(options: UpOptions) -> dict[str, str]:
     with _locked(home):
         state = read_state(home)
         environment = environment_of(home)
-        for begin in (_start_prefect, _start_mlflow):
-            begin(options, home, store, state, environment)
+        _start_prefect(options, home, state, environment)
+        _start_mlflow(options, home, store, state, environment)
         links = {name: str(state.services[name].url) for name in ("prefect", "mlflow")}
         for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
             wait_for(state.services[name], lambda name=name, path=path: answers(links[name] + path), START_SECONDS)  # type: ignore[misc]
@@ -153,7 +153,7 @@ def environment_of(home: Path) -> dict[str, str]:
     }
 
 
-def _start_prefect(options: UpOptions, home: Path, store: Store, state: State, environment: dict[str, str]) -> None:
+def _start_prefect(options: UpOptions, home: Path, state: State, environment: dict[str, str]) -> None:
     if _runs(state, "prefect"):
         return
     port = free_port(options.host, options.prefect_port)

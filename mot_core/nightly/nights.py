@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mot_core.artifacts import Store
-from mot_core.errors import StoreError
+from mot_core.errors import NightUnderWay
 from mot_core.files import explain_disk_errors, write_atomically
 from mot_core.nightly.canary import CANARY
 
@@ -79,7 +79,7 @@ def night_under_way(store: Store, name: str) -> Iterator[Night]:
     """The night to work on: the one that was killed, else the next one; no other process has it meanwhile.
 
     Raises:
-        StoreError: another process is at it.
+        NightUnderWay: another process is at it.
     """
     root = store.root / "nightly" / name
     with explain_disk_errors(str(root)):
@@ -90,7 +90,7 @@ def night_under_way(store: Store, name: str) -> Iterator[Night]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise StoreError(
+            raise NightUnderWay(
                 f"nightly {name} is under way in {store.root} (process {lock.read().strip() or 'unknown'}); wait for its "
                 "digest, or stop that process"
             ) from None

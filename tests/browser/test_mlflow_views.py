@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.tracking_views import NAMES, view_links, view_path
+from tests.servers import mlflow_server
 from tests.tasks.runs import two_tracked_runs
 
 CHROMIUM = shutil.which("chromium")
@@ -39,32 +33,8 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory, pico_models: Path) -> tup
 @pytest.fixture(scope="module")
 def server(two_runs: tuple[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """MLflow's server over the tracker's database; its whole process group is gone afterwards."""
-    root = tmp_path_factory.mktemp("mlflow")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", two_runs[0],
-    ]  # fmt: skip
-    with (root / "server.log").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=root)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (root / "server.log").read_text()
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), two_runs[0]) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

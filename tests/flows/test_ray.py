@@ -18,9 +18,10 @@ from flows.run import RunOptions, pool_of
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError
 from mot_core.steps import Step
-from tests.clusters import RayCluster, free_port, prefect_server, ray_cluster
+from tests.clusters import RayCluster, ray_cluster
 from tests.pico import pico_document
 from tests.processes import ROOT, start_driver, wait_until, write_spec
+from tests.servers import free_port, prefect_server
 
 SECONDS = 600.0
 METHODS = [{"name": "std"}, {"name": "mot"}]

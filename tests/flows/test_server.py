@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +13,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.pico import pico_experiment
-from tests.processes import ROOT, wait_until, write_spec
+from tests.processes import ROOT, write_spec
+from tests.servers import prefect_server
 
 pytestmark = pytest.mark.slow
 
@@ -23,33 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A real Prefect server on loopback; `(API URL, environment of its clients)`."""
-    home = tmp_path_factory.mktemp("prefect-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        wait_until(lambda: healthy(url), 90, "the Prefect server's start")
-        yield url, {**environment, "PREFECT_API_URL": url}
-    finally:
-        process.terminate()
-        process.wait(30)
-        assert not healthy(url)
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urlopen(f"{url}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+    with prefect_server(tmp_path_factory.mktemp("prefect-server")) as running:
+        yield running
 
 
 def ask(url: str, path: str, body: dict[str, Any]) -> Any:

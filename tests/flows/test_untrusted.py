@@ -8,24 +8,19 @@ reports and outputs; and a browser that opens the report.
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import json
 import os
 import re
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from urllib.request import urlopen
 
 import pytest
 
@@ -36,7 +31,8 @@ from mot_core.runs import read_index
 from tests.endpoint import Call, Endpoint, Reply, reply, status
 from tests.flows.hostile import HOSTILE
 from tests.pico import pico_document, style_of
-from tests.processes import ROOT, wait_until, write_spec
+from tests.processes import ROOT, write_spec
+from tests.servers import free_port, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -82,45 +78,13 @@ class Place:
 
     def mot(self, *arguments: str, code: int = 0, **more: str) -> str:
         """A `mot` command, which ends with `code`; what it printed."""
-        begun = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "flows", *arguments], cwd=self.root, env={**self.environment, **more},
             capture_output=True, text=True, timeout=900,
         )  # fmt: skip
-        print(arguments[:2], time.monotonic() - begun)
         self.printed.append(done.stdout + done.stderr)
         assert done.returncode == code, self.printed[-1][-4000:]
         return self.printed[-1]
-
-
-@contextlib.contextmanager
-def serving(command: list[str], root: Path, name: str, environment: dict[str, str], health: str) -> Iterator[None]:
-    with (root / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=root)
-    try:
-        wait_until(lambda: healthy(health), 180, f"the start of {name}")
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +104,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", str(root / "mlartifacts"),
     ]  # fmt: skip
     with (
-        serving(prefect_server, root, "prefect-server", environment, f"http://127.0.0.1:{prefect}/api/health"),
-        serving(mlflow_server, root, "mlflow-server", environment, f"http://127.0.0.1:{mlflow}/health"),
+        running(prefect_server, root, "prefect-server", environment, f"http://127.0.0.1:{prefect}/api/health"),
+        running(mlflow_server, root, "mlflow-server", environment, f"http://127.0.0.1:{mlflow}/health"),
     ):
         secrets = {
             **CANARIES, "PREFECT_API_URL": f"http://{CREDENTIALS}@127.0.0.1:{prefect}/api",

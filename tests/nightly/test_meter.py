@@ -11,7 +11,7 @@ import pytest
 
 from flows.meter import Meter, metered, sampled_tokens
 from mot_core.artifacts import Store
-from mot_core.errors import StoreError
+from mot_core.errors import NightUnderWay
 from mot_core.nightly.canary import CANARY
 from mot_core.nightly.digest import Estimate
 from mot_core.nightly.nights import ANOTHER_DAY_SECONDS, DIGEST, Night, night_under_way
@@ -88,7 +88,7 @@ def test_a_night_without_a_digest_is_gone_on_with(tmp_path: Path) -> None:
         night.spent_seconds = 5.0
         night.save()
         with (
-            pytest.raises(StoreError, match="nightly lab is under way in .* wait for its digest"),
+            pytest.raises(NightUnderWay, match="nightly lab is under way in .* wait for its digest"),
             night_under_way(store, "lab"),
         ):
             raise AssertionError("unreachable")

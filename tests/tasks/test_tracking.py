@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ from tasks.tracking import TrackingOutcome, track_pending, track_run, tracking_u
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import flatten, metric_name, param_value, short_text
 from tests.pico import pico_experiment
+from tests.servers import mlflow_server
 from tests.tasks.runs import computed_run
 
 AWAY = "http://someone:hunter2@127.0.0.1:9"  # the discard port: nobody listens
@@ -345,46 +341,11 @@ def test_names_and_values_fit_every_store(store: Store) -> None:
     assert plan_run(store, run_dir_of(store.root)) == plan_run(store, run_dir_of(store.root))
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on a free port; its whole process group is gone afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination", str(tmp_path / "artifacts"),
-    ]  # fmt: skip
-    with (tmp_path / "server.log").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=tmp_path)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        deadline = time.monotonic() + 10
-        while answers(port):
-            assert time.monotonic() < deadline, "the server would not stop"
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(0.2)
+    """A real MLflow server; its whole process group is gone afterwards."""
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/server.db") as url:
+        yield url
 
 
 @pytest.mark.slow
