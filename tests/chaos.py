@@ -35,6 +35,8 @@ from tests.processes import count_published, descendants
 
 VICTIMS = ("step", "flow run", "worker", "prefect", "mlflow")
 RUN_SECONDS = 1200.0
+LAST_STEPS = 6
+"""Of a run, that may be published at once at its end: no moment is drawn among them, so that there is always something to kill."""
 
 
 def main() -> None:
@@ -52,9 +54,9 @@ def main() -> None:
             victim, share = VICTIMS[number % len(VICTIMS)], draw.random()
             up(options)
             store = folder / f"store-{number}"
-            told = one_run(options, store, victim, max(1, round(share * (num_steps - 1))))
+            told, problems = one_run(options, store, victim, 1 + int(share * (num_steps - LAST_STEPS)))
             os.environ["MLFLOW_TRACKING_URI"] = str(read_state(options.home.resolve()).services["mlflow"].url)
-            problems = what_is_wrong(store, expected)
+            problems += what_is_wrong(store, expected)
             del os.environ["MLFLOW_TRACKING_URI"]  # `up` starts its own
             print(f"run {number + 1}: {told}; {'; '.join(problems) or 'as undisturbed'}", flush=True)
             failures += problems
@@ -76,8 +78,9 @@ def students_of(run_dir: Path) -> dict[str, Any]:
     return {f"{method} {seed}": row["sha256"] for method, seeds in students.items() for seed, row in seeds.items()}
 
 
-def one_run(options: UpOptions, store: Path, victim: str, after_steps: int) -> str:
-    """Start a run, kill the victim once so many steps are published, bring all back until the run has ended well."""
+def one_run(options: UpOptions, store: Path, victim: str, after_steps: int) -> tuple[str, list[str]]:
+    """Start a run, kill the victim once so many steps are published, bring all back until the run has ended well; what
+    happened, and what should not have."""
     with server(options) as client:
         deployment = client.read_deployment_by_name("experiment/experiment")
         environment = {
@@ -91,39 +94,36 @@ def one_run(options: UpOptions, store: Path, victim: str, after_steps: int) -> s
     end = time.monotonic() + RUN_SECONDS
     while count_published(store) < after_steps and time.monotonic() < end:
         time.sleep(0.05)
-    killed = kill(victim, options)
+    killed = kill(victim, options, store)
+    told = f"{victim} {killed or 'never found'} after {after_steps} steps"
+    problems = [] if killed else ["nothing was killed"]
     retries = 0
     while time.monotonic() < end:
         up(options)
         state = state_of(options, made.id)
         if state == "COMPLETED":
-            return f"{victim} {killed} after {after_steps} steps, {retries} retries"
+            return f"{told}, {retries} retries", problems
         if state in ("FAILED", "CRASHED"):
             retry(options, made.id)
             retries += 1
         time.sleep(2)
-    return f"{victim} {killed} after {after_steps} steps, {retries} retries: NOT COMPLETED ({state})"
+    return f"{told}, {retries} retries", [*problems, f"not completed ({state})"]
 
 
-def kill(victim: str, options: UpOptions) -> str:
-    """Kill one process of a kind; what was hit."""
+def kill(victim: str, options: UpOptions, store: Path) -> str | None:
+    """Kill one process of a kind; what was hit. None where the run ended before there was one."""
     services = read_state(options.home.resolve()).services
-    if victim in ("prefect", "mlflow"):
-        services[victim].signal(signal.SIGKILL)
-        return "server"
-    worker = services["worker mot"]
-    below = descendants(worker.pid)
-    if victim == "worker":
-        worker.signal(signal.SIGKILL)
+    if victim in ("prefect", "mlflow", "worker"):
+        services["worker mot" if victim == "worker" else victim].signal(signal.SIGKILL)
         return "process"
-    fitting = {
-        "flow run": [pid for pid, command in below.items() if "flow-run" in command or "flow_engine" in command],
-        "step": [pid for pid, command in below.items() if "mot_core.workers.parent" in command],
-    }[victim]
-    if not fitting:
-        return "was gone already"
-    os.kill(max(fitting), signal.SIGKILL)
-    return f"pid {max(fitting)}"
+    command = {"flow run": "prefect.engine", "step": "mot_core.workers.parent"}[victim]
+    while not any(store.glob("runs/*/summary.json")):
+        fitting = [pid for pid, line in descendants(services["worker mot"].pid).items() if command in line]
+        if fitting:
+            os.kill(max(fitting), signal.SIGKILL)
+            return f"pid {max(fitting)}"
+        time.sleep(0.01)
+    return None
 
 
 @contextmanager
