@@ -6,17 +6,23 @@ The same steps as in the whole, in the same store: what a part has paid for is n
 from __future__ import annotations
 
 import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from flows.index import provenance_of
 from flows.run import Announce, RunOptions, check_devices, outline_of, pool_of, prepared
 from mot_core.artifacts import Published, Store
+from mot_core.files import write_atomically
 from mot_core.identity import fingerprint
 from mot_core.prepare import prepare
-from mot_core.runs import write_steps
+from mot_core.runs import EVALUATION, write_steps
 from mot_core.spec import Experiment
 from mot_core.steps import Step, walk
 from mot_core.world import resolve
 from tasks.invocation import Invocation, Watcher
+from tasks.tracking import track_run
 
 Row = dict[str, Any]
 
@@ -35,15 +41,16 @@ def verify_rationales(
         verdicts: dict[str, Step] = outline.verdicts
         return verdicts
 
-    found = _run_part(spec, options, watch, announce, wanted)
-    return [{"teacher": teacher, **record.counts} for teacher, record in found.items()]
+    done = _run_part(spec, options, watch, announce, wanted)
+    return [{"teacher": teacher, **record.counts} for teacher, record in done.records.items()]
 
 
 def evaluate_model(
     spec: Experiment, options: RunOptions, watch: Watcher = lambda step, event: None,
     announce: Announce = lambda line, num_steps: None,
 ) -> list[Row]:  # fmt: skip
-    """Have the spec's untrained student answer the benchmarks; a row a benchmark and split.
+    """Have the spec's untrained student answer the benchmarks; a row a benchmark and split, and a run in the tracker's
+    experiment `evaluations`.
 
     Raises:
         MotError: as `flows.run.run`.
@@ -54,13 +61,28 @@ def evaluate_model(
         steps = {(name, split): step for name, split, step in asked.evaluations}
         return steps | {(entry.name, "test"): step for entry, step in asked.harness}
 
-    found = _run_part(spec, options, watch, announce, wanted)
-    return [{"benchmark": name, "split": split, **record.counts} for (name, split), record in found.items()]
+    done = _run_part(spec, options, watch, announce, wanted)
+    rows = [{"benchmark": name, "split": split, **record.counts} for (name, split), record in done.records.items()]
+    identities = {f"{name} {split}": record.identity for (name, split), record in done.records.items()}
+    document = {
+        "name": spec.name, "model": spec.student.model_dump(mode="json", exclude_none=True), "identities": identities,
+        "scores": rows, "provenance": provenance_of(done.invocation),
+    }  # fmt: skip
+    write_atomically(done.run_dir / EVALUATION, json.dumps(document, indent=1) + "\n")
+    track_run(done.invocation.store, done.run_dir)
+    return rows
 
 
-def _run_part(
-    spec: Experiment, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any
-) -> dict[Any, Published]:
+@dataclass(frozen=True)
+class _Part:
+    """What was run: its directory, and the records of the chosen steps."""
+
+    run_dir: Path
+    invocation: Invocation
+    records: dict[Any, Published]
+
+
+def _run_part(spec: Experiment, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any) -> _Part:
     """Publish the steps that `wanted` chooses from the experiment's outline, and what they need; their records by its keys."""
     store = Store(options.store)
     with contextlib.closing(pool_of(store, options)) as pool:
@@ -77,4 +99,4 @@ def _run_part(
 
             in_flow_run(run_part, invocation, [step.identity for step in steps])
             write_steps(run_dir, steps, spec.keep, finished=True)
-            return {key: invocation.records[step.identity] for key, step in chosen.items()}
+            return _Part(run_dir, invocation, {key: invocation.records[step.identity] for key, step in chosen.items()})

@@ -18,7 +18,7 @@ from mot_core.files import entry_name, refuse_links, write_atomically
 from mot_core.spec import nearest
 from mot_core.steps import Step
 
-INDEX, SUMMARY, STEPS = "index.json", "summary.json", "steps.json"
+INDEX, SUMMARY, STEPS, EVALUATION = "index.json", "summary.json", "steps.json", "evaluation.json"
 CELLS = "cells"
 
 

@@ -767,7 +767,8 @@ class Experiment(Spec):
         _unique("evaluation.benchmarks", [benchmark.name for benchmark in self.evaluation.benchmarks])
         _unique("evaluation.harness", [entry.name for entry in self.evaluation.harness])
         home = [benchmark for benchmark in self.evaluation.benchmarks if benchmark.role == "home"]
-        if not any(benchmark.has_dev for benchmark in home):
+        trains = any(method.builtin != "base" for method in self.methods)
+        if trains and not any(benchmark.has_dev for benchmark in home):
             without = " with a dev split" if home else ""
             raise ValueError(
                 f"evaluation.benchmarks has none of role 'home'{without}: the best teacher is chosen on home, dev"

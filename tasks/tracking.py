@@ -24,9 +24,10 @@ from mot_core.errors import MotError, StoreError
 from mot_core.files import write_atomically
 from mot_core.nightly.nights import DIGEST
 from mot_core.provenance import without_credentials
-from mot_core.runs import read_index
+from mot_core.runs import EVALUATION, read_index
 from mot_core.secrets import masked
-from tasks.tracking_nightly import EXPERIMENT, plan_night
+from tasks.tracking_evaluation import EVALUATIONS, plan_evaluation
+from tasks.tracking_nightly import NIGHTS, plan_night
 from tasks.tracking_plan import plan_run
 from tasks.tracking_records import PlannedRun, short_text
 from tasks.tracking_study import plan_study
@@ -132,7 +133,9 @@ def _logged(client: Any, store: Store, run_dir: Path, uri: str) -> TrackingOutco
             plans = plan_study(run_dir)
             name = f"study-{plans[0].params['study']}"
         elif (run_dir / DIGEST).is_file():
-            plans, name = plan_night(run_dir), EXPERIMENT
+            plans, name = plan_night(run_dir), NIGHTS
+        elif (run_dir / EVALUATION).is_file():
+            plans, name = plan_evaluation(store, run_dir), EVALUATIONS
         else:
             plans = plan_run(store, run_dir)
             name = read_index(run_dir)["spec"]["name"]

@@ -15,7 +15,7 @@ from mot_core.nightly.digest import metrics_of
 from mot_core.nightly.nights import DIGEST
 from tasks.tracking_records import PlannedRun, short_text
 
-EXPERIMENT = "nightly"
+NIGHTS = "nightly"
 _FILES = (DIGEST, "digest.md", "digest.html")
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from flows.serving.services import start_of
+from flows.serving.up import PREFECT_AUTH
 from tests.processes import ROOT
 from tests.servers import free_port
 
@@ -74,7 +76,8 @@ class Served:
     def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """The answer of Prefect's API."""
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"{self.prefect}/api{path}", data, {"Content-Type": "application/json"}, method=method)
+        headers = {"Content-Type": "application/json", **authorization(self.environment.get(PREFECT_AUTH))}
+        request = Request(f"{self.prefect}/api{path}", data, headers, method=method)
         for attempts_left in reversed(range(10)):
             try:
                 with urlopen(request, timeout=60) as response:
@@ -150,6 +153,11 @@ class Served:
         """The end of the worker's log, for a failure's message."""
         path = self.home / "logs" / "mot-worker.log"
         return path.read_text()[-3000:] if path.is_file() else ""
+
+
+def authorization(user_and_password: str | None) -> dict[str, str]:
+    """The header that says who asks."""
+    return {"Authorization": f"Basic {b64encode(user_and_password.encode()).decode()}"} if user_and_password else {}
 
 
 @contextlib.contextmanager

@@ -48,6 +48,9 @@ from mot_core.secrets import masked
 from mot_core.text import log_line
 from tasks.artifacts import publish_markdown, publish_rows
 
+MERGE = "from mot_core.processes import die_with_parent; die_with_parent(); from flows.cli import main; main()"
+"""The command line in a process that ends with this one, however this one ends."""
+
 
 def _deployed(name: str) -> Any:
     return flow(name=name, persist_result=False, task_runner=waiting_threads())
@@ -140,7 +143,7 @@ def _merge(recipe: dict[str, Any], out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch) / "recipe.yaml"
         config.write_text(yaml.safe_dump(recipe))
-        command = [sys.executable, "-m", "flows", "merge", str(config), str(out)]
+        command = [sys.executable, "-c", MERGE, "merge", str(config), str(out)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"}, errors="replace",

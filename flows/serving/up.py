@@ -141,6 +141,8 @@ def environment_of(home: Path) -> dict[str, str]:
         # A database of one's own, such as Postgres for many runs at once, is taken from the environment.
         "PREFECT_API_DATABASE_CONNECTION_URL": os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL")
         or f"sqlite+aiosqlite:///{prefect / 'prefect.db'}",
+        # Prefect's workers look for runs every ten seconds: long for whoever sits in front of the page.
+        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS") or "2",
     }  # fmt: skip
     if os.environ.get(PREFECT_AUTH):
         own["PREFECT_API_AUTH_STRING"] = os.environ[PREFECT_AUTH]
@@ -158,7 +160,7 @@ def _start_prefect(options: UpOptions, home: Path, state: State, environment: di
         return
     port = free_port(options.host, options.prefect_port)
     url = f"http://{_reached_at(options.host)}:{port}"
-    own = {"PREFECT_UI_API_URL": f"{url}/api"} if options.host == LOOPBACK else {}
+    own = {"PREFECT_UI_API_URL": f"{url}/api"} if ipaddress.ip_address(options.host).is_loopback else {}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", options.host, "--port", str(port)]
     state.services["prefect"] = start("prefect", command, {**environment, **own}, home / "logs" / "prefect.log", url)
     write_state(home, state)
@@ -176,9 +178,11 @@ def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, en
     ]  # fmt: skip
     # Its job queues, nine processes for features that nothing here uses, are left out.
     environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    if options.host != LOOPBACK:
-        command += ["--app-name", "basic-auth", "--allowed-hosts", "*"]
+    if all(os.environ.get(name) for name in MLFLOW_AUTH):
+        command += ["--app-name", "basic-auth"]
         environment = environment | _mlflow_authentication(home)
+    if not ipaddress.ip_address(options.host).is_loopback:
+        command += ["--allowed-hosts", "*"]  # by whatever name this machine is known there: it asks who is there
     state.services["mlflow"] = start("mlflow", command, environment, home / "logs" / "mlflow.log", url)
     write_state(home, state)
 
