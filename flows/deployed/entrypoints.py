@@ -32,7 +32,7 @@ from flows.deployed.parameters import (
     nightly_of,
     recipe_of,
 )
-from flows.deployed.running import announce, check_code, confined, occupied, within_deployment
+from flows.deployed.running import announce, check_code, confined, later_night, occupied, within_deployment
 from flows.nightly import Concluded, nightly
 from flows.orchestrate import waiting_threads
 from flows.parts import Row, evaluate_model, verify_rationales
@@ -91,6 +91,8 @@ def nightly_ablation(parameters: NightlyParameters) -> State[Any]:
         confined(canary_of(spec), options)
         return nightly(spec, options, announce=announce, occupied=occupied)
 
+    if (later := later_night()) is not None:
+        return Completed(name="Skipped", message=later)
     try:
         done = within_deployment(work)
     except NightUnderWay as other:

@@ -9,13 +9,18 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
 )
@@ -156,6 +161,23 @@ def occupied() -> str | None:
             is_ours = str(one.id) == this or (one.deployment_id is not None and str(one.deployment_id) == deployment.id)
             if not is_ours and one.parent_task_run_id is None and TAG in one.tags:
                 return f"run {one.name!r} ({one.state_name}) goes first"
+    return None
+
+
+def later_night() -> str | None:
+    """Which later run of this flow run's own deployment is due, too, as after days without a worker; None if none is. A server
+    that does not answer says nothing."""
+    waiting = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", *UNDER_WAY]))
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+        due = client.read_flow_run(flow_run.id).expected_start_time
+        after = FlowRunFilterExpectedStartTime(after_=due, before_=datetime.now(UTC))
+        own = DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment.id)]))
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(state=waiting, expected_start_time=after), deployment_filter=own, limit=50
+        )
+        later = [one for one in found if one.expected_start_time and due and one.expected_start_time > due]
+        if later:
+            return f"run {later[0].name!r} of the same schedule is later, and due: one night does for both"
     return None
 
 

@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mot_core.errors import WorkerError
 
 STOP_SECONDS = 20.0
+RELEASE_SECONDS = 5.0
+"""What a killed server's children may take to end, and to let go of its port."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,29 @@ def tail_of(log: Path, num_lines: int = 8) -> str:
         return "(nothing was written)"
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on a port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return True
+    return False
+
+
+def port_again(host: str, first: int, before: Service | None) -> int:
+    """The port of a server that has ended, which workers and runs still ask, as soon as it is free; else as `free_port`."""
+    port = urlsplit(before.url).port if before is not None and before.url else None
+    if port is None:
+        return free_port(host, first)
+    end = time.monotonic() + RELEASE_SECONDS
+    while not is_free(host, port):
+        if time.monotonic() > end:
+            return free_port(host, first)
+        time.sleep(0.05)
+    return port
+
+
 def free_port(host: str, first: int) -> int:
     """The first port from `first` on that nobody listens on.
 
@@ -118,11 +144,8 @@ def free_port(host: str, first: int) -> int:
         WorkerError: none among a hundred.
     """
     for port in range(first, first + 100):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((host, port))
-                return port
+        if is_free(host, port):
+            return port
     raise WorkerError(
         f"no free port from {first} to {first + 99} on {host}; give others with --prefect-port, --mlflow-port"
     )

@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 
 from flows.run import quiet_prefect
 from flows.serving.deploy import CPU_POOL, POOL, deploy, make_pools
-from flows.serving.services import Service, free_port, start, stop_all, wait_for
+from flows.serving.services import Service, port_again, start, stop_all, wait_for
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import write_atomically
@@ -81,9 +81,14 @@ def up(options: UpOptions) -> dict[str, str]:
     with _locked(home):
         state = read_state(home)
         environment = environment_of(home)
+        before = _addresses(state)
         _start_prefect(options, home, state, environment)
         _start_mlflow(options, home, store, state, environment)
-        links = {name: str(state.services[name].url) for name in ("prefect", "mlflow")}
+        links = _addresses(state)
+        if any(links[name] != address for name, address in before.items()):
+            stop_all(
+                [one for name, one in state.services.items() if name.startswith("worker")]
+            )  # they know the old ones
         for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
             wait_for(state.services[name], lambda name=name, path=path: answers(links[name] + path), START_SECONDS)  # type: ignore[misc]
         environment |= {
@@ -158,7 +163,7 @@ def environment_of(home: Path) -> dict[str, str]:
 def _start_prefect(options: UpOptions, home: Path, state: State, environment: dict[str, str]) -> None:
     if _runs(state, "prefect"):
         return
-    port = free_port(options.host, options.prefect_port)
+    port = port_again(options.host, options.prefect_port, state.services.get("prefect"))
     url = f"http://{_reached_at(options.host)}:{port}"
     own = {"PREFECT_UI_API_URL": f"{url}/api"} if ipaddress.ip_address(options.host).is_loopback else {}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", options.host, "--port", str(port)]
@@ -169,7 +174,7 @@ def _start_prefect(options: UpOptions, home: Path, state: State, environment: di
 def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, environment: dict[str, str]) -> None:
     if _runs(state, "mlflow"):
         return
-    port = free_port(options.host, options.mlflow_port)
+    port = port_again(options.host, options.mlflow_port, state.services.get("mlflow"))
     url = f"http://{_reached_at(options.host)}:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", options.host, "--port", str(port), "--workers", "1",
@@ -224,6 +229,11 @@ def _start_workers(options: UpOptions, home: Path, state: State, environment: di
             ]  # fmt: skip
             state.services[name] = start(name, command, environment, home / "logs" / f"{pool}-worker.log")
             write_state(home, state)
+
+
+def _addresses(state: State) -> dict[str, str]:
+    """Where the servers are, or were: a server that was killed is to come back there."""
+    return {name: str(state.services[name].url) for name in ("prefect", "mlflow") if name in state.services}
 
 
 def _runs(state: State, name: str) -> bool:

@@ -139,6 +139,22 @@ def test_a_run_whose_process_is_gone_is_crashed_and_a_retry_ends_it(served: Serv
     served.ends(abandoned.run, "CANCELLED")
 
 
+def test_of_nights_that_are_late_only_the_last_one_runs(served: Served) -> None:
+    days_ago = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - days * 86_400)) for days in (2, 1)]
+    late = [
+        served.submit(
+            "nightly-ablation/nightly-ablation", {"plan": "smoke"},
+            state={"type": "SCHEDULED", "state_details": {"scheduled_time": then}},
+        )
+        for then in days_ago
+    ]  # fmt: skip
+    skipped = served.ends(late[0], "COMPLETED")
+    assert skipped["state_name"] == "Skipped" and "one night does for both" in skipped["state"]["message"]
+    wait_until(lambda: served.run(late[1])["state_type"] == "RUNNING", PATIENCE, "the later night")
+    served.set_state(late[1], "CANCELLING", "Cancelling", force=False)
+    served.ends(late[1], "CANCELLED")
+
+
 def computing(served: Served, run: str) -> int:
     """Wait until a flow run trains two branches at once; its process."""
     pid = served.reaches(run, "finetune")

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from flows.serving.deploy import prefect_file
-from flows.serving.services import Service, free_port, start, start_of, stop_all, wait_for
+from flows.serving.services import Service, free_port, port_again, start, start_of, stop_all, wait_for
 from flows.serving.up import (
     MLFLOW_AUTH,
     PREFECT_AUTH,
@@ -69,6 +70,23 @@ def test_a_busy_port_moves_to_the_next() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert free_port("127.0.0.1", port) > port
+
+
+def test_a_server_that_was_killed_comes_back_at_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        before = Service("prefect", 1, 1, f"http://127.0.0.1:{port}", "")
+        released = threading.Timer(0.5, taken.close)  # as by a child of it that ends a moment later
+        released.start()
+        assert port_again("127.0.0.1", port - 1, before) == port
+        released.join()
+    with socket.socket() as taken:
+        monkeypatch.setattr("flows.serving.services.RELEASE_SECONDS", 0.1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert port_again("127.0.0.1", port, before) > port  # somebody else has it
 
 
 def test_only_what_was_started_is_ended(tmp_path: Path) -> None:
