@@ -58,6 +58,7 @@ def nightly(
     Raises:
         SpecError: a cell or the canary is no experiment.
         StoreError: the store cannot serve, or another process is at this nightly.
+        Halted: whoever asked it to stop means to go on with this same night.
     """
     options = options or RunOptions()
     cells, canary_spec = cells_of(spec), canary_of(spec)
@@ -69,6 +70,8 @@ def nightly(
             is_skipped = options.halt.reason is not None and not night.visits
             canary = keep_canary(canary_spec, night, meter, options, watch, announce)
             visit_cells(agenda, night, meter, options, watch, announce)
+        if options.halt.resumes:
+            raise Halted(f"night {night.name} of {spec.name}: {options.halt.reason}")  # no digest: it is not over
         state = "skipped" if is_skipped else "stopped" if options.halt.reason else "finished"
         return conclude(agenda, night, meter, state, options.halt.reason, canary)
 
@@ -168,9 +171,13 @@ def visit_cell(
     except Exception as error:  # whatever it is, the night goes on and the digest says it
         log.exception("cell %s failed", standing.cell.name)
         visit |= {"state": "failed", "message": f"{type(error).__name__}: {error}"}
-    visit |= {"seconds": time.monotonic() - clock, "tokens": night.spent_tokens - tokens}
-    meter.note_time()
-    night.save()
+    except BaseException as error:  # Prefect's pause, or whoever ends this process
+        visit |= {"state": "stopped", "message": options.halt.reason or type(error).__name__}
+        raise
+    finally:
+        visit |= {"seconds": time.monotonic() - clock, "tokens": night.spent_tokens - tokens}
+        meter.note_time()
+        night.save()
 
 
 # -- the end -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.experiment import Evaluated, Outline, experiment
+from mot_core.secrets import without_secrets
 from mot_core.spec import Experiment
 from mot_core.steps import Step, can_be_sharded
 from mot_core.workers.pool import WorkerPool
@@ -164,6 +165,7 @@ def run_part(identities: list[str], run_id: str) -> None:
         MotError: the first failure, once the steps that were computing have ended.
     """
     invocation = invocation_of(run_id)
+    invocation.flow_run_id = str(flow_run.id)
     guard_server()
     do = Submitter(invocation)
     for identity in identities:
@@ -183,7 +185,8 @@ def run_study(name: str, run_id: str) -> None:
     guard_server()
     do = Submitter(invocation)
     for submit_phase in invocation.phases:
-        submit_phase(do)
+        with without_secrets():  # it may draw problems
+            submit_phase(do)
         raise_first_failure(invocation, do)
     study_report(run_id, name)
 

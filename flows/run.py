@@ -162,9 +162,22 @@ def registered(invocation: Invocation, halt: Halt) -> Iterator[Invocation]:
         halt.heed(invocation.halt)
         try:
             yield invocation
+        except BaseException as error:
+            _let_end(invocation, error)
+            raise
         finally:
             invocation.pool.close()
             forget(invocation.run_id)
+
+
+def _let_end(invocation: Invocation, error: BaseException) -> None:
+    """Of a flow run that was paused, let what is being computed end and be published: Prefect itself raises `Pause`, wherever
+    something waits for a task run, before all of them have ended."""
+    from prefect.exceptions import Pause
+
+    if isinstance(error, Pause) and isinstance(invocation.pool, WorkerPool):
+        invocation.halt("paused")
+        invocation.pool.drain()
 
 
 def finish(

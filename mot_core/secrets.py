@@ -1,4 +1,4 @@
-"""Which environment variables hold secrets, and texts without them. Standard library only: the workers' parent imports it.
+"""Which environment variables hold secrets, and texts without them. Standard library only, and our errors: the workers' parent imports it.
 
 A secret is the value of a variable whose name says so, of one that a spec names as `api_key_env`, and what stands before
 the @ of a URL. Invariant: what leaves a worker (its lines and errors), and what `mot` prints of an error, is `masked`.
@@ -7,13 +7,17 @@ the @ of a URL. Invariant: what leaves a worker (its lines and errors), and what
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+from mot_core.errors import described, raised
 
 HIDDEN = "[hidden]"
 SHORTEST = 6
@@ -61,6 +65,19 @@ def masked(text: str) -> str:
     pattern = _pattern(frozenset(_secrets()))
     text = pattern.sub(HIDDEN, text) if pattern is not None else text
     return _USER_OF_URL.sub("***@", text)
+
+
+@contextlib.contextmanager
+def without_secrets() -> Iterator[None]:
+    """Raise an error whose message, or that of what led to it, holds a secret as one of ours that holds none."""
+    try:
+        yield
+    except Exception as error:
+        whole = "".join(traceback.format_exception(error))
+        if masked(whole) == whole:
+            raise
+        told = described(error)
+        raise raised({**told, "message": masked(told["message"])}) from None
 
 
 def _secrets() -> Iterator[str]:

@@ -38,15 +38,17 @@ class Halt:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.resumes = False
+        """Whether whoever asked means to go on later with the very same work."""
         self._lock = threading.Lock()
         self._heeded_by: list[Callable[[str], None]] = []
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, *, resumes: bool = False) -> None:
         """Ask for it; the first reason given is the one that is told."""
         with self._lock:
             if self.reason is not None:
                 return
-            self.reason = reason
+            self.reason, self.resumes = reason, resumes
             listeners = list(self._heeded_by)
         for listener in listeners:
             listener(reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import traceback
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mot_core.completers.endpoint_client import read_key
-from mot_core.secrets import HIDDEN, is_secret, masked, name_secret, names_in
+from mot_core.errors import MotError, ProblemError
+from mot_core.secrets import HIDDEN, is_secret, masked, name_secret, names_in, without_secrets
 from mot_core.spec import Endpoint
 from mot_core.workers.parent import told
 
@@ -92,6 +94,22 @@ def test_an_error_that_leaves_a_worker_holds_neither_secret_nor_control(monkeypa
     event = told({"event": "error", "error": {"type": "", "message": f"a \x1b[31m{SECRET}\nand \ud800\u202e"}})
     assert event["error"]["message"] == f"a ␛[31m{HIDDEN}\nand ⟨U+D800⟩⟨U+202E⟩"
     assert told({"event": "progress", "done": 1}) == {"event": "progress", "done": 1}
+
+
+def test_an_error_is_raised_without_secrets_of_its_own_or_of_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", SECRET)
+    with pytest.raises(ProblemError) as own, without_secrets():
+        raise ProblemError(f"401 for https://host/?token={SECRET}")
+    assert str(own.value) == f"401 for https://host/?token={HIDDEN}"
+    with pytest.raises(MotError, match="RuntimeError: no rows") as led, without_secrets():
+        try:
+            raise ValueError(SECRET)
+        except ValueError as error:
+            raise RuntimeError("no rows") from error
+    for raised in (own, led):
+        assert SECRET not in "".join(traceback.format_exception(raised.value))
+    with pytest.raises(KeyError), without_secrets():
+        raise KeyError("as it is")
 
 
 def test_naming_a_variable_that_is_not_set_hides_nothing() -> None:

@@ -16,6 +16,7 @@ from uuid import UUID
 import yaml
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.deployed.failures import failure_of, tell
@@ -43,6 +44,7 @@ from flows.studies.run import run_study
 from mot_core.artifacts import Store
 from mot_core.confinement import check_models_within, data_roots
 from mot_core.errors import MergeError, NightUnderWay
+from mot_core.merging.recipe import is_merged
 from mot_core.nightly.spec import canary_of, cells_of
 from mot_core.secrets import masked
 from mot_core.text import log_line
@@ -141,6 +143,9 @@ def merge(parameters: MergeParameters) -> None:
 def _merge(recipe: dict[str, Any], out: Path) -> None:
     """Merge in a process of its own, since this one never loads torch; its lines go to the flow run's log."""
     logger = get_run_logger()
+    if (flow_run.run_count or 1) > 1 and is_merged(recipe, out):
+        logger.info("%s is there: this flow run has merged it before it was stopped", out)
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch) / "recipe.yaml"

@@ -35,6 +35,7 @@ from flows.serving.deploy import TAG
 from mot_core.confinement import check_keys_within, check_paths_within, data_roots
 from mot_core.errors import Halted, SpecError, StoreError
 from mot_core.provenance import code_version
+from mot_core.secrets import without_secrets
 from mot_core.spec import Experiment
 from tasks.invocation import Halt
 
@@ -63,12 +64,15 @@ def within_deployment(work: Callable[[RunOptions], Result]) -> Result:
     options = RunOptions(store_of_worker(), workers_of_worker(), halt=Halt())
     with heeding_pause(options.halt) as paused:
         try:
-            return work(options)
+            with without_secrets():
+                done = work(options)
         except (Halted, Pause) as error:  # Prefect itself raises Pause where a task run begins under a paused flow run
             _confirm()
             if isinstance(error, Halted) and paused.state is not None:
                 raise Pause(state=paused.state) from None
             raise
+        _confirm()  # one that heeds no pause has ended all the same, and Prefect leaves it paused
+        return done
 
 
 def check_code() -> None:
@@ -123,7 +127,7 @@ def heeding_pause(halt: Halt) -> Iterator[Paused]:
                 state = client.read_flow_run(flow_run_id).state
                 if state is not None and state.is_paused():
                     paused.state = state
-                    halt.request("paused; resume the flow run to go on")
+                    halt.request("paused; resume the flow run to go on", resumes=True)
 
         with every(POLL_SECONDS, look, "mot-pause"):
             yield paused
@@ -165,19 +169,20 @@ def occupied() -> str | None:
 
 
 def later_night() -> str | None:
-    """Which later run of this flow run's own deployment is due, too, as after days without a worker; None if none is. A server
-    that does not answer says nothing."""
+    """Which later run of this flow run's own deployment, with the same parameters, is due, too, as after days without a worker;
+    None if none is. A server that does not answer says nothing."""
     waiting = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", *UNDER_WAY]))
     with contextlib.suppress(Exception), get_client(sync_client=True) as client:
-        due = client.read_flow_run(flow_run.id).expected_start_time
+        this = client.read_flow_run(flow_run.id)
+        due = this.expected_start_time
         after = FlowRunFilterExpectedStartTime(after_=due, before_=datetime.now(UTC))
         own = DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment.id)]))
         found = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(state=waiting, expected_start_time=after), deployment_filter=own, limit=50
         )
         later = [one for one in found if one.expected_start_time and due and one.expected_start_time > due]
-        if later:
-            return f"run {later[0].name!r} of the same schedule is later, and due: one night does for both"
+        if same := [one for one in later if one.parameters == this.parameters]:
+            return f"run {same[0].name!r} of the same plan is later, and due: one night does for both"
     return None
 
 

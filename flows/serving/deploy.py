@@ -49,13 +49,42 @@ def deploy(pool: str, cpu_pool: str, environment: Mapping[str, str]) -> str:
         "MOT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
     }  # fmt: skip
     _check_pools({pool, cpu_pool}, given)
+    stopped = _stopped_schedules(given)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file())]
     done = subprocess.run(command, env=given, capture_output=True, text=True)
     said = done.stdout + done.stderr
     if done.returncode:
         raise StoreError(f"the deployments could not be registered at {given['PREFECT_API_URL']}:\n{said[-3000:]}")
+    _stop_schedules(given, stopped)
     _register_automations(given)
     return said
+
+
+def _stopped_schedules(environment: Mapping[str, str]) -> set[str]:
+    """The deployments whose schedules somebody has switched off."""
+    with _client(environment) as client:
+        ours = [one for one in client.read_deployments(limit=200) if one.schedules and TAG in one.tags]
+        return {one.name for one in ours if not any(schedule.active for schedule in one.schedules)}
+
+
+def _stop_schedules(environment: Mapping[str, str], names: set[str]) -> None:
+    """Switch off again what a registration has switched on: it makes schedules anew, and all of them active."""
+    with _client(environment) as client:
+        for one in client.read_deployments(limit=200) if names else []:
+            for schedule in one.schedules if one.name in names and TAG in one.tags else []:
+                client.update_deployment_schedule(one.id, schedule.id, active=False)
+
+
+def is_registered(environment: Mapping[str, str]) -> bool:
+    """Whether the server knows pools and deployments: with another database it has neither."""
+    from prefect.exceptions import ObjectNotFound
+
+    with _client(environment) as client:
+        try:
+            client.read_deployment_by_name(EXPLAIN)
+        except ObjectNotFound:
+            return False
+        return set(POOLS) <= {pool.name for pool in client.read_work_pools()}
 
 
 def make_pools(environment: Mapping[str, str]) -> None:
@@ -114,6 +143,7 @@ def _register_automations(environment: Mapping[str, str]) -> None:
         there = {one.name: one for one in client.read_automations()}
         for automation in automations(explain.id):
             if automation.name in there:
+                automation.enabled = there[automation.name].enabled
                 client.update_automation(there[automation.name].id, automation)
             else:
                 client.create_automation(automation)

@@ -60,6 +60,32 @@ def stop_all(services: Sequence[Service]) -> list[Service]:
     return alive
 
 
+def end_all_with(variable: str, value: str) -> list[int]:
+    """End every process of this user that has a variable in the environment it was started with, but this one; their pids.
+    Children of a process that was killed are found so, whatever session they are in."""
+    mark, signalled = f"\0{variable}={value}\0".encode(), set[int]()
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+        for pid in found_with(mark):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+                signalled.add(pid)
+        end = time.monotonic() + seconds
+        while found_with(mark) and time.monotonic() < end:
+            time.sleep(0.05)
+    return sorted(signalled)
+
+
+def found_with(mark: bytes) -> list[int]:
+    """The living processes whose environment holds these bytes, but this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            pid = int(entry.name) if entry.name.isdigit() else os.getpid()
+            if pid != os.getpid() and mark in b"\0" + (entry / "environ").read_bytes() and start_of(pid) is not None:
+                found.append(pid)
+    return found
+
+
 def start_of(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None for one that is gone or a zombie."""
     try:
@@ -124,27 +150,31 @@ def is_free(host: str, port: int) -> bool:
     return False
 
 
-def port_again(host: str, first: int, before: Service | None) -> int:
+def port_again(host: str, first: int, before: Service | None, taken: int | None = None) -> int:
     """The port of a server that has ended, which workers and runs still ask, as soon as it is free; else as `free_port`."""
-    port = urlsplit(before.url).port if before is not None and before.url else None
+    port = port_of(before)
     if port is None:
-        return free_port(host, first)
+        return free_port(host, first, taken)
     end = time.monotonic() + RELEASE_SECONDS
     while not is_free(host, port):
         if time.monotonic() > end:
-            return free_port(host, first)
+            return free_port(host, first, taken)
         time.sleep(0.05)
     return port
 
 
-def free_port(host: str, first: int) -> int:
-    """The first port from `first` on that nobody listens on.
+def port_of(service: Service | None) -> int | None:
+    return urlsplit(service.url).port if service is not None and service.url else None
+
+
+def free_port(host: str, first: int, taken: int | None = None) -> int:
+    """The first port from `first` on that nobody listens on, nor is about to (`taken`).
 
     Raises:
         WorkerError: none among a hundred.
     """
     for port in range(first, first + 100):
-        if is_free(host, port):
+        if port != taken and is_free(host, port):
             return port
     raise WorkerError(
         f"no free port from {first} to {first + 99} on {host}; give others with --prefect-port, --mlflow-port"

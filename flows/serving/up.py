@@ -9,8 +9,10 @@ Invariant: a second `up` starts only what is not running, and `down` ends exactl
 
 from __future__ import annotations
 
+import base64
 import configparser
 import fcntl
+import io
 import ipaddress
 import json
 import os
@@ -21,12 +23,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from flows.run import quiet_prefect
-from flows.serving.deploy import CPU_POOL, POOL, deploy, make_pools
-from flows.serving.services import Service, port_again, start, stop_all, wait_for
+from flows.serving.deploy import CPU_POOL, POOL, deploy, is_registered, make_pools
+from flows.serving.services import Service, end_all_with, port_again, port_of, start, stop_all, wait_for
 from mot_core.artifacts import Store
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import write_atomically
@@ -37,6 +39,9 @@ START_SECONDS = 180.0
 LOOPBACK = "127.0.0.1"
 PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 MLFLOW_AUTH = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+MLFLOW_USERS, MLFLOW_PASSWORD = "mlflow-auth.db", "mlflow-auth.txt"
+HOME_OF = "MOT_UP_SERVICE"
+"""The variable, in the environment of all that runs below a service, that says whose and which it is."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class State:
     services: dict[str, Service] = field(default_factory=dict)
     registered: str | None = None
     """The code that the deployments were registered from, and with what schedule."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What cannot change while something runs: where it listens, for whom, and which store it serves."""
 
 
 def up(options: UpOptions) -> dict[str, str]:
@@ -80,6 +87,7 @@ def up(options: UpOptions) -> dict[str, str]:
     home = options.home.expanduser().resolve()
     with _locked(home):
         state = read_state(home)
+        _check_same(home, state, _fixed(options, store))
         environment = environment_of(home)
         before = _addresses(state)
         _start_prefect(options, home, state, environment)
@@ -91,6 +99,8 @@ def up(options: UpOptions) -> dict[str, str]:
             )  # they know the old ones
         for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
             wait_for(state.services[name], lambda name=name, path=path: answers(links[name] + path), START_SECONDS)  # type: ignore[misc]
+        if administrator() is not None:
+            take_password(home, links["mlflow"])
         environment |= {
             "PREFECT_API_URL": links["prefect"] + "/api", "MLFLOW_TRACKING_URI": links["mlflow"],
             "MOT_STORE": str(store.root), "MOT_DIRECTORY": str(Path.cwd()),
@@ -109,14 +119,35 @@ def down(home: Path) -> list[str]:
         state = read_state(home)
         services = list(state.services.values())
         workers = [service for service in services if service.name.startswith("worker")]
-        ended = stop_all(workers) + stop_all([service for service in services if service not in workers])
+        ended = [one.name for one in stop_all(workers)]
+        # Before the servers, so that runs can tell them of their end: also those whose worker was killed.
+        is_worker = {name for name in state.services if name.startswith("worker")}
+        left = [pid for name in is_worker for pid in end_all_with(HOME_OF, f"{home} {name}")]
+        ended += [one.name for one in stop_all([service for service in services if service not in workers])]
+        for name in set(state.services) - is_worker:
+            left += end_all_with(HOME_OF, f"{home} {name}")
         write_state(home, State(registered=state.registered))
-    return [service.name for service in ended]
+    return [*ended, *([f"{len(left)} process(es) that were left of runs or of killed services"] if left else [])]
 
 
 def status(home: Path) -> dict[str, Service]:
     """What of it runs now, by name."""
     return {name: one for name, one in read_state(home.expanduser().resolve()).services.items() if one.is_alive}
+
+
+def _fixed(options: UpOptions, store: Store) -> dict[str, Any]:
+    asks = {"Prefect": bool(os.environ.get(PREFECT_AUTH)), "MLflow": administrator() is not None}
+    return {"host": options.host, "store": str(store.root), "limit": options.limit, "authentication": asks}
+
+
+def _check_same(home: Path, state: State, wanted: dict[str, Any]) -> None:
+    """Raise `SpecError` if something runs with other options; take these for what is started now."""
+    running = [name for name, service in state.services.items() if service.is_alive]
+    other = {name: state.options[name] for name in wanted if state.options.get(name, wanted[name]) != wanted[name]}
+    if running and other:
+        told = "; ".join(f"{name} is {was}, asked for is {wanted[name]}" for name, was in other.items())
+        raise SpecError(f"{', '.join(running)} of {home} run with other options ({told}); mot down first")
+    state.options = wanted
 
 
 def check_address(host: str) -> None:
@@ -163,18 +194,20 @@ def environment_of(home: Path) -> dict[str, str]:
 def _start_prefect(options: UpOptions, home: Path, state: State, environment: dict[str, str]) -> None:
     if _runs(state, "prefect"):
         return
+    end_all_with(HOME_OF, f"{home} prefect")  # what one that was killed has left
     port = port_again(options.host, options.prefect_port, state.services.get("prefect"))
     url = f"http://{_reached_at(options.host)}:{port}"
     own = {"PREFECT_UI_API_URL": f"{url}/api"} if ipaddress.ip_address(options.host).is_loopback else {}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", options.host, "--port", str(port)]
-    state.services["prefect"] = start("prefect", command, {**environment, **own}, home / "logs" / "prefect.log", url)
-    write_state(home, state)
+    _start(home, state, "prefect", command, {**environment, **own}, url)
 
 
 def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, environment: dict[str, str]) -> None:
     if _runs(state, "mlflow"):
         return
-    port = port_again(options.host, options.mlflow_port, state.services.get("mlflow"))
+    end_all_with(HOME_OF, f"{home} mlflow")
+    taken = port_of(state.services["prefect"])  # by a server that may not listen yet
+    port = port_again(options.host, options.mlflow_port, state.services.get("mlflow"), taken)
     url = f"http://{_reached_at(options.host)}:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", options.host, "--port", str(port), "--workers", "1",
@@ -183,27 +216,89 @@ def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, en
     ]  # fmt: skip
     # Its job queues, nine processes for features that nothing here uses, are left out.
     environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    if all(os.environ.get(name) for name in MLFLOW_AUTH):
+    if administrator() is not None:
         command += ["--app-name", "basic-auth"]
         environment = environment | _mlflow_authentication(home)
     if not ipaddress.ip_address(options.host).is_loopback:
         command += ["--allowed-hosts", "*"]  # by whatever name this machine is known there: it asks who is there
-    state.services["mlflow"] = start("mlflow", command, environment, home / "logs" / "mlflow.log", url)
+    _start(home, state, "mlflow", command, environment, url)
+
+
+def _start(
+    home: Path, state: State, name: str, command: list[str], environment: dict[str, str], url: str | None = None
+) -> None:
+    """Start a service that is told from others by its environment, and put it on record at once."""
+    log = home / "logs" / f"{name.removeprefix('worker ')}{'-worker' if name.startswith('worker ') else ''}.log"
+    state.services[name] = start(name, command, {**environment, HOME_OF: f"{home} {name}"}, log, url)
     write_state(home, state)
+
+
+def administrator() -> tuple[str, str] | None:
+    """MLflow's administrator and password, where the environment names both: then it asks who is there."""
+    user, password = (os.environ.get(name) for name in MLFLOW_AUTH)
+    return (user, password) if user and password else None
+
+
+def take_password(home: Path, url: str) -> None:
+    """See that MLflow takes the administrator's password: it keeps the one that it was first started with, so another one is
+    set with the one before, which HOME knows.
+
+    Raises:
+        SpecError: MLflow takes neither.
+    """
+    new, known = administrator(), home / MLFLOW_PASSWORD
+    assert new is not None
+    before = known.read_text() if known.is_file() else ""
+    if not _accepts(url, *new):
+        body = json.dumps({"username": new[0], "password": new[1]}).encode()
+        if (
+            not before
+            or not _accepts(url, new[0], before, "users/update-password", body, "PATCH")
+            or not _accepts(url, *new)
+        ):
+            raise SpecError(
+                f"MLflow at {url} does not take {MLFLOW_AUTH[1]} for user {new[0]!r}, which it has known with another password; "
+                f"set that one, or remove {home / MLFLOW_USERS} while nothing runs (with it go MLflow's other accounts)"
+            )
+    if before != new[1]:
+        _write_private(known, new[1])
+
+
+def _accepts(
+    url: str, user: str, password: str, path: str = "experiments/search?max_results=1", body: bytes | None = None,
+    method: str = "GET",
+) -> bool:  # fmt: skip
+    """Whether MLflow does what a user asks."""
+    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+    headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
+    try:
+        with urlopen(Request(f"{url}/api/2.0/mlflow/{path}", body, headers, method=method), timeout=30) as answer:
+            return bool(answer.status == 200)
+    except HTTPError as error:
+        with error:
+            if error.code in (401, 403):
+                return False
+            raise StoreError(f"MLflow at {url}: {path}: {error}") from None
+
+
+def _write_private(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
 
 
 def _mlflow_authentication(home: Path) -> dict[str, str]:
     """MLflow's administrator and session key, in a file that only its owner reads."""
-    user, password = (os.environ[name] for name in MLFLOW_AUTH)
+    user, password = administrator() or ("", "")
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
-        "default_permission": "READ", "database_uri": f"sqlite:///{home / 'mlflow-auth.db'}",
+        "default_permission": "READ", "database_uri": f"sqlite:///{home / MLFLOW_USERS}",
         "admin_username": user, "admin_password": password,
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }  # fmt: skip
     path = home / "mlflow-auth.ini"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        config.write(file)
+    text = io.StringIO()
+    config.write(text)
+    _write_private(path, text.getvalue())
     return {"MLFLOW_AUTH_CONFIG_PATH": str(path), "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32)}
 
 
@@ -211,7 +306,7 @@ def _register(home: Path, state: State, environment: dict[str, str]) -> None:
     registered = json.dumps(
         [code_version(), os.environ.get("MOT_NIGHTLY_CRON"), os.environ.get("MOT_NIGHTLY_TIMEZONE")]
     )
-    if state.registered == registered:
+    if state.registered == registered and is_registered(environment):
         return
     make_pools(environment)
     deploy(POOL, CPU_POOL, environment)
@@ -227,8 +322,7 @@ def _start_workers(options: UpOptions, home: Path, state: State, environment: di
                 sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
                 "--name", f"{pool}-worker", "--limit", str(options.limit), "--no-create-pool-if-not-found",
             ]  # fmt: skip
-            state.services[name] = start(name, command, environment, home / "logs" / f"{pool}-worker.log")
-            write_state(home, state)
+            _start(home, state, name, command, environment)
 
 
 def _addresses(state: State) -> dict[str, str]:
@@ -277,7 +371,8 @@ def read_state(home: Path) -> State:
     path = home / STATE
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-        return State({name: Service(**one) for name, one in document["services"].items()}, document["registered"])
+        services = {name: Service(**one) for name, one in document["services"].items()}
+        return State(services, document["registered"], document["options"])
     except FileNotFoundError:
         return State()
     except (ValueError, TypeError, KeyError) as error:
@@ -289,4 +384,5 @@ def read_state(home: Path) -> State:
 def write_state(home: Path, state: State) -> None:
     """Say at once what was started: an `up` that is killed leaves nothing behind that `down` does not know."""
     services = {name: asdict(one) for name, one in state.services.items()}
-    write_atomically(home / STATE, json.dumps({"services": services, "registered": state.registered}, indent=1) + "\n")
+    document = {"services": services, "registered": state.registered, "options": state.options}
+    write_atomically(home / STATE, json.dumps(document, indent=1) + "\n")

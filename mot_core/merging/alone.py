@@ -21,7 +21,7 @@ from mot_core.merging.apply import Share
 from mot_core.merging.card import CARD, Lineage, card_text
 from mot_core.merging.mergekit import ByTensor, Resolved
 from mot_core.merging.plan import BranchFiles, inspect, make_plan
-from mot_core.merging.recipe import Recipe
+from mot_core.merging.recipe import RECORD, Recipe
 from mot_core.merging.rules import rule_named
 from mot_core.merging.stage import MergeSettings, check_weights, merge_models
 from mot_core.merging.tensors import MappedFiles, read_header
@@ -30,7 +30,6 @@ from mot_core.model_files import check_model_files
 from mot_core.provenance import package_versions
 from mot_core.spec import local_directory
 
-RECORD = "merge.json"
 _TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece")
 
 

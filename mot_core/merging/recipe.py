@@ -13,6 +13,7 @@ Invariant: importing this module loads no torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from pydantic import Field, field_validator, model_validator
 from mot_core.errors import SpecError
 from mot_core.spec import Name, Scalar, Seed, Spec
 from mot_core.spec_files import parse_yaml, spec_from_document
+
+RECORD = "merge.json"
+"""A merged directory's file that says what it was merged from; it is there once the whole directory is."""
 
 
 class Source(Spec):
@@ -108,3 +112,16 @@ def load_recipe(path: Path) -> tuple[Recipe, Any]:
     if is_mergekit(document):
         return read_mergekit(document, str(path))
     return spec_from_document(document, str(path), Recipe), None
+
+
+def is_merged(recipe: Mapping[str, Any], out_dir: Path) -> bool:
+    """Whether a directory holds the merge of this recipe already.
+
+    Raises:
+        SpecError: it is no recipe.
+    """
+    asked = spec_from_document(dict(recipe), "merge", Recipe).model_dump(mode="json")
+    try:
+        return bool(json.loads((out_dir / RECORD).read_text())["recipe"] == asked)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -159,6 +159,13 @@ class WorkerPool:
         with contextlib.suppress(WorkerError):  # no parent, no steps to end
             self._send({"halt": True})
 
+    def drain(self) -> None:
+        """Wait for the steps that are being computed; what waited for a place meanwhile is not started."""
+        self.accept_no_more()
+        with self._condition:
+            while self._jobs:
+                self._condition.wait()
+
     def _stopped(self, what: str) -> MotError:
         again = "run the same command again: it goes on from what is published"
         return Halted(f"{what} ({self._halted}); {again}") if self._halted else WorkerError(f"{what}; {again}")

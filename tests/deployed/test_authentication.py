@@ -48,8 +48,21 @@ def test_servers_that_ask_who_is_there_serve_a_run_and_nobody_else(tmp_path: Pat
         known = Request(addresses[1], headers=authorization(f"ann:{MLFLOW_PASSWORD}"))
         with urlopen(known, timeout=30) as answer:
             assert json.load(answer)["experiment"]["name"] == "smoke"
-        secret = served.home / "mlflow-auth.ini"
-        assert stat.S_IMODE(secret.stat().st_mode) == 0o600 and MLFLOW_PASSWORD in secret.read_text()
-        for path in (one for one in tmp_path.rglob("*") if one.is_file() and one != secret):
+        secrets = {served.home / "mlflow-auth.ini", served.home / "mlflow-auth.txt"}
+        for secret in secrets:
+            assert stat.S_IMODE(secret.stat().st_mode) == 0o600 and MLFLOW_PASSWORD in secret.read_text()
+        for path in (one for one in tmp_path.rglob("*") if one.is_file() and one not in secrets):
             text = path.read_bytes()
             assert PREFECT_PASSWORD.encode() not in text and MLFLOW_PASSWORD.encode() not in text, path
+
+        # MLflow keeps the password that it was first started with, unless it is told another.
+        served.mot("down", "--home", str(served.home))
+        served.environment[MLFLOW_AUTH[1]] = "another-secret-of-mlflow-5b"
+        served.up()
+        again = f"{served.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name=smoke"
+        with urlopen(Request(again, headers=authorization("ann:another-secret-of-mlflow-5b")), timeout=30) as answer:
+            assert json.load(answer)["experiment"]["name"] == "smoke"
+        with pytest.raises(HTTPError) as refused:
+            urlopen(Request(again, headers=authorization(f"ann:{MLFLOW_PASSWORD}")), timeout=30)
+        with refused.value as answer:
+            assert answer.code == 401

@@ -13,6 +13,7 @@ import pytest
 
 from flows.serving.services import start_of
 from flows.serving.up import status
+from mot_core.artifacts import Store
 from mot_core.provenance import code_version
 from tests.processes import descendants, is_alive, wait_until
 from tests.serving import PATIENCE, Served
@@ -71,6 +72,7 @@ def test_cancel_ends_every_process_within_ten_seconds_and_frees_the_device(serve
 
 
 def test_a_paused_run_stops_at_the_next_published_step_and_goes_on_when_it_is_resumed(served: Served) -> None:
+    before = {path.parent.name for path in served.store.glob("objects/*/manifest.json")}
     run = served.submit("experiment/experiment", parameters(80))
     pid = computing(served, run)
     timeout = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
@@ -81,6 +83,10 @@ def test_a_paused_run_stops_at_the_next_published_step_and_goes_on_when_it_is_re
     # The last word on the server is the pause and no heartbeat, or the automation would crash the run.
     wait_until(lambda: events(served, run)[-1] == "prefect.flow-run.Suspended", 20, "the pause, said once more")
     published = {path.parent.name: path.stat().st_mtime_ns for path in served.store.glob("objects/*/manifest.json")}
+    branches = [
+        one for one in map(Store(served.store).manifest, set(published) - before) if one and one.kind == "branch"
+    ]
+    assert len(branches) == 2  # whichever of the two came first: the other one was let to publish
     tasks = served.tasks(run)
     assert tasks["generate running-total"] == "Reused"
     assert not any(name.startswith("evaluate") and state == "Completed" for name, state in tasks.items())
@@ -137,6 +143,26 @@ def test_a_run_whose_process_is_gone_is_crashed_and_a_retry_ends_it(served: Serv
     wait_until(lambda: served.run(abandoned.run)["state_type"] == "RUNNING", PATIENCE, "the retry")
     served.set_state(abandoned.run, "CANCELLING", "Cancelling", force=False)
     served.ends(abandoned.run, "CANCELLED")
+
+
+def test_what_was_switched_off_stays_off_when_deployments_are_registered_again(served: Served) -> None:
+    def schedule() -> dict[str, Any]:
+        [found] = served.ask("/deployments/name/nightly-ablation/nightly-ablation")["schedules"]
+        return dict(found)
+
+    nightly = served.ask("/deployments/name/nightly-ablation/nightly-ablation")["id"]
+    automations = {one["name"]: one["id"] for one in served.ask("/automations/filter", {})}
+    explained = automations["mot: failures explained"]
+    served.ask(f"/deployments/{nightly}/schedules/{schedule()['id']}", {"active": False}, "PATCH")
+    served.ask(f"/automations/{explained}", {"enabled": False}, "PATCH")
+    served.environment["PREFECT_API_URL"] = f"{served.prefect}/api"
+    try:
+        served.mot("deploy", "--pool", "mot", "--cpu-pool", "mot-cpu")
+    finally:
+        del served.environment["PREFECT_API_URL"]
+    assert schedule()["active"] is False and served.ask(f"/automations/{explained}")["enabled"] is False
+    served.ask(f"/deployments/{nightly}/schedules/{schedule()['id']}", {"active": True}, "PATCH")
+    served.ask(f"/automations/{explained}", {"enabled": True}, "PATCH")
 
 
 def test_of_nights_that_are_late_only_the_last_one_runs(served: Served) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from flows.serving.deploy import prefect_file
-from flows.serving.services import Service, free_port, port_again, start, start_of, stop_all, wait_for
+from flows.serving.services import Service, found_with, free_port, port_again, start, start_of, stop_all, wait_for
 from flows.serving.up import (
+    HOME_OF,
     MLFLOW_AUTH,
     PREFECT_AUTH,
     State,
@@ -129,6 +130,34 @@ def test_what_runs_is_on_record_and_down_forgets_it(tmp_path: Path) -> None:
     (tmp_path / "up.json").write_text("{")
     with pytest.raises(StoreError, match="up.json is damaged"):
         down(tmp_path)
+
+
+def test_what_a_killed_service_left_in_another_session_is_ended(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    script = f"import subprocess, sys; subprocess.Popen({sleep!r}, start_new_session=True); print('on', flush=True); {sleep[2]}"
+    environment = {**os.environ, HOME_OF: f"{tmp_path} worker mot"}
+    service = start("worker mot", [sys.executable, "-c", script], environment, tmp_path / "log")
+    wait_until(lambda: "on" in (tmp_path / "log").read_text(), 30, "the process's child")
+    write_state(tmp_path, State({service.name: service}))
+    os.kill(service.pid, signal.SIGKILL)
+    mark = f"\0{HOME_OF}={tmp_path} worker mot\0".encode()
+    wait_until(lambda: not service.is_alive and len(found_with(mark)) == 1, 30, "the service's end")
+    assert down(tmp_path) == ["1 process(es) that were left of runs or of killed services"]
+    assert found_with(mark) == []
+
+
+def test_other_options_are_refused_while_something_runs(tmp_path: Path) -> None:
+    service = start("prefect", [sys.executable, "-c", "import time; time.sleep(600)"], os.environ, tmp_path / "log")
+    served = {
+        "host": "127.0.0.1",
+        "store": str(tmp_path / "a"),
+        "limit": 4,
+        "authentication": {"Prefect": False, "MLflow": False},
+    }
+    write_state(tmp_path, State({service.name: service}, None, served))
+    with pytest.raises(SpecError, match=f"store is {tmp_path}/a, asked for is {tmp_path}/b.*mot down first"):
+        up(UpOptions(tmp_path, tmp_path / "b"))
+    assert service.is_alive and down(tmp_path) == ["prefect"]
 
 
 def test_every_study_has_a_deployment() -> None:

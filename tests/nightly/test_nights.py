@@ -36,7 +36,7 @@ from mot_core.summary import summarize_run
 from mot_core.tables import collect
 from mot_core.workers.pool import WorkerPool
 from mot_core.world import resolve
-from tasks.invocation import Invocation
+from tasks.invocation import Halt, Invocation
 from tests.pico import pico_document
 from tests.processes import write_spec
 
@@ -79,15 +79,17 @@ class Nights:
         self.computed: list[str] = []
 
     def night(
-        self, *, watch: Watch = lambda step, event: None, spec: Nightly | None = None, **options: Any
-    ) -> Concluded:
+        self, *, watch: Watch = lambda step, event: None, spec: Nightly | None = None, halt: Halt | None = None,
+        **options: Any,
+    ) -> Concluded:  # fmt: skip
         self.computed = []
 
         def count(step: Step, event: dict[str, Any]) -> None:
             self.computed.append(step.identity)
             watch(step, event)
 
-        return nightly(spec or self.spec, RunOptions(self.store.root, 1), count, poll_seconds=0.02, **options)
+        own = RunOptions(self.store.root, 1, halt=halt or Halt())
+        return nightly(spec or self.spec, own, count, poll_seconds=0.02, **options)
 
     def with_cells(self, *cells: tuple[str, ...], **budget: Any) -> Nightly:
         return self.spec.model_copy(update={"cells": cells, "budget": self.spec.budget.model_copy(update=budget)})
@@ -259,6 +261,16 @@ def test_a_killed_night_goes_on_without_its_finished_cells(nights: Nights) -> No
         ("finished", mean["run_id"]), ("killed", None),
     ]  # fmt: skip
     assert done.digest["spent"]["minutes"] > 10.0 and not (night.directory / "canary-store").exists()
+
+
+def test_a_paused_night_goes_on_as_the_same_night(nights: Nights) -> None:
+    spec, halt, digests = nights.with_cells(SIXTH), Halt(), set(nights.store.root.glob("nightly/pico/*/digest.json"))
+    halt.request("paused", resumes=True)
+    with pytest.raises(Halted, match=r"night \d{4} of pico: paused"):
+        nights.night(spec=spec, halt=halt)
+    assert set(nights.store.root.glob("nightly/pico/*/digest.json")) == digests and nights.computed == []
+    done = nights.night(spec=spec)
+    assert done.directory.name == f"{len(digests) + 1:04d}" and done.digest["canary"]["verdict"] == "equal"
 
 
 def test_other_code_runs_a_cell_again_and_shows_in_the_canary(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
