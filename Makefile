@@ -51,7 +51,7 @@ browser: ## see that there is Chromium, and install it where apt-get can
 		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
 test-browser: setup browser ## the tests that fill in forms in Chromium, and cancel, pause and retry on real servers
-	$(BIN)/python -m pytest -m browser tests/browser tests/deployed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser tests/browser tests/deployed
 
 test-ray: setup ## the tests that start a Ray cluster of two nodes
 	$(BIN)/python -m pytest -m ray tests/flows/test_ray.py

@@ -31,7 +31,7 @@ from mot_core.artifacts import Store
 from mot_core.provenance import code_version
 from mot_core.spec_files import load_spec
 from tasks.tracking import track_pending
-from tests.processes import count_published, descendants
+from tests.processes import count_published, descendants, wait_until
 
 VICTIMS = ("step", "flow run", "worker", "prefect", "mlflow")
 RUN_SECONDS = 1200.0
@@ -114,7 +114,9 @@ def kill(victim: str, options: UpOptions, store: Path) -> str | None:
     """Kill one process of a kind; what was hit. None where the run ended before there was one."""
     services = read_state(options.home.resolve()).services
     if victim in ("prefect", "mlflow", "worker"):
-        services["worker mot" if victim == "worker" else victim].signal(signal.SIGKILL)
+        service = services["worker mot" if victim == "worker" else victim]
+        service.signal(signal.SIGKILL)
+        wait_until(lambda: not service.is_alive, 30, "the victim's end")
         return "process"
     command = {"flow run": "prefect.engine", "step": "mot_core.workers.parent"}[victim]
     while not any(store.glob("runs/*/summary.json")):
