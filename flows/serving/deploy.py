@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from importlib import resources
@@ -26,6 +27,7 @@ EXPLAIN = "explain-failure/explain-failure"
 TAG = "mot"
 """Of every deployment but the one that explains failures, which is not to explain its own."""
 HEARTBEAT_SECONDS = 30
+ATTEMPTS = 3
 TRIGGERING_RUN = {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
 """In full: of the template alone Prefect makes JSON, which a UUID refuses."""
 NIGHTLY = {"MOT_NIGHTLY_CRON": "0 2 * * *", "MOT_NIGHTLY_TIMEZONE": "UTC"}
@@ -51,8 +53,13 @@ def deploy(pool: str, cpu_pool: str, environment: Mapping[str, str]) -> str:
     _check_pools({pool, cpu_pool}, given)
     stopped = _stopped_schedules(given)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file())]
-    done = subprocess.run(command, env=given, capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    for attempts_left in reversed(range(ATTEMPTS)):
+        done = subprocess.run(command, env=given, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        # A server's SQLite is locked for moments while runs write; what is registered twice is registered once.
+        if not done.returncode or not attempts_left or "503 Service Unavailable" not in said:
+            break
+        time.sleep(5)
     if done.returncode:
         raise StoreError(f"the deployments could not be registered at {given['PREFECT_API_URL']}:\n{said[-3000:]}")
     _stop_schedules(given, stopped)

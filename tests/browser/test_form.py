@@ -54,7 +54,7 @@ def test_a_form_filled_in_by_hand_is_a_run_with_its_logs_scores_and_tracker(page
     prefect.sees(re.compile("scores-smoke-round-1"))
     prefect.open_artifact("scores-smoke-round-1")
     prefect.sees("avg@k")
-    assert page.get_by_role("cell", name="mot", exact=True).count() >= 2
+    page.get_by_role("cell", name="mot", exact=True).nth(1).wait_for()
 
     [address] = list(mlflow_addresses(served.mlflow, "smoke").values())[:1]
     page.goto(address.partition("?")[0])  # all runs, in no view
