@@ -278,11 +278,13 @@ class Store:
         try:
             self._take_over_work(work_dir, step.identity, lock)
             counts = compute(work_dir)
-            return self._publish(step, self._in_store(work_dir), counts, started, lock)
+            return self._publish(step, self._in_store(work_dir, step.identity, lock), counts, started, lock)
         except Exception:
             lock.check()  # whoever took the lock over has taken the work directory as well: no error of the step's
-            with contextlib.suppress(OSError):
-                _clear(work_dir, scratch=False)  # on a full disk the next attempt needs the room
+            with contextlib.suppress(OSError):  # on a full disk the next attempt needs the room
+                _clear(work_dir, scratch=False)
+                if work_dir != self._inside(work_dir):
+                    _remove(self._inside(work_dir))
             raise
 
     # -- unfinished work -------------------------------------------------------------------------------
@@ -302,13 +304,24 @@ class Store:
                 if path.is_file():
                     replaced_by_copy(path)  # its owner may have it open, and would write on
 
-    def _in_store(self, work_dir: Path) -> Path:
-        """The whole work in the store's file system, from where a rename publishes it."""
-        _clear(work_dir, scratch=True)
-        if work_dir.parent == self.root / "tmp":
+    def _inside(self, work_dir: Path) -> Path:
+        """Where a work directory's files lie in the store's file system, from where a rename publishes them."""
+        return self.root / "tmp" / work_dir.name
+
+    def _in_store(self, work_dir: Path, identity: str, lock: Lock) -> Path:
+        """The whole work there; scratch stays where it is, for as long as the step is not published."""
+        inside = self._inside(work_dir)
+        if inside == work_dir:
             return work_dir
-        inside = self.root / "tmp" / work_dir.name
-        shutil.copytree(work_dir, inside)
+        for path in _works(inside.parent, identity, lock.number):  # copies that killed attempts began
+            _remove(path)
+        inside.mkdir()
+        for path in _finished(work_dir):
+            target = inside / path.relative_to(work_dir)
+            if path.is_dir():
+                target.mkdir()
+            else:
+                shutil.copyfile(path, target)
         return inside
 
     def _discard_work(self, identity: str, lock: Lock) -> None:
@@ -322,17 +335,17 @@ class Store:
     def _publish(self, step: Step, work_dir: Path, counts: dict[str, Any], started: float, lock: Lock) -> Published:
         from mot_core.provenance import host_facts, package_versions
 
-        names = sorted(str(path.relative_to(work_dir)) for path in work_dir.rglob("*") if path.is_file())
         files = {}
-        for name in names:
-            path = work_dir / name
-            sync_file(path)
-            files[name] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+        for path in _finished(work_dir):
+            if path.is_file():
+                sync_file(path)
+                files[str(path.relative_to(work_dir))] = {"sha256": sha256_of(path), "size": path.stat().st_size}
         ended = time.time()
         manifest = Manifest(
             step.identity, step.kind, step.version, step.label, dict(step.spec), step.parent_identities(), files,
             counts, package_versions(), host_facts(), started, ended,
         )  # fmt: skip
+        _clear(work_dir, scratch=True)  # so late, since copying and hashing weights takes minutes
         (work_dir / UNPUBLISHED).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
         sync_file(work_dir / UNPUBLISHED)
         lock.check()
@@ -400,6 +413,12 @@ def _remove(directory: Path) -> None:
     """Remove a directory that another machine may be removing, too."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(directory)
+
+
+def _finished(work_dir: Path) -> list[Path]:
+    """What of a work directory is published, directories before what they hold: all but scratch entries."""
+    found = work_dir.rglob("*")
+    return sorted(path for path in found if not path.relative_to(work_dir).parts[0].startswith("."))
 
 
 def _clear(work_dir: Path, scratch: bool) -> None:

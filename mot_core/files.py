@@ -165,7 +165,8 @@ def explain_disk_errors(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _DISK_ERRORS:
-            raise StoreError(f"{what}: {_DISK_ERRORS[error.errno]} ({error.filename or error})") from error
+            where = error.filename2 or error.filename or error  # of a copy or rename what it was to become
+            raise StoreError(f"{what}: {_DISK_ERRORS[error.errno]} ({where})") from error
         raise
     except Exception as error:
         # safetensors reports the disk's errors as its own type, with the number in the text.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -468,6 +470,67 @@ def test_work_on_a_disk_of_its_own_is_published_and_resumed(
     shared.slow.obtain(STEP, rest)
     assert shared.published_by() == "slow"
     assert list((tmp_path / "disk").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("on_disk_of_its_own", [False, True])
+def test_a_kill_while_files_are_hashed_leaves_the_checkpoint(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk_of_its_own: bool
+) -> None:
+    if on_disk_of_its_own:
+        monkeypatch.setenv(mot_core.artifacts.SCRATCH, str(tmp_path / "disk"))
+
+    def compute(work_dir: Path) -> dict[str, Any]:
+        found.append(sorted(path.name for path in work_dir.iterdir()))
+        (work_dir / ".checkpoint").mkdir(exist_ok=True)
+        (work_dir / ".checkpoint" / "state.json").write_text("{}")
+        return shared.work("slow")(work_dir)
+
+    def die(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    found: list[list[str]] = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mot_core.artifacts, "sha256_of", die)
+        shared.slow.obtain(STEP, compute)
+    assert not shared.slow.obtain(STEP, compute).reused
+    assert found == [[], [".checkpoint"]]
+    assert shared.published_by() == "slow"
+    assert list(tmp_path.glob("disk/*/*")) == []
+
+
+def test_a_copy_that_does_not_fit_into_the_store_is_removed_and_told(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(mot_core.artifacts.SCRATCH, str(tmp_path / "disk"))
+
+    def compute(work_dir: Path) -> dict[str, Any]:
+        (work_dir / ".checkpoint").write_text("1")
+        (work_dir / "more").mkdir()
+        (work_dir / "more" / "weights").write_text("w")
+        return shared.work("slow")(work_dir)
+
+    real, tmp = shutil.copyfile, shared.slow.root / "tmp"
+
+    def fail(how: type[BaseException], *arguments: object) -> None:
+        def copy(source: Path, target: Path) -> None:
+            if target.name == "weights":
+                raise how(*arguments, *((str(source), None, str(target)) if arguments else ()))
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "copyfile", copy)
+            shared.slow.obtain(STEP, compute)
+
+    with pytest.raises(StoreError, match=rf"the disk is full; free some space.*\({tmp}/.*/weights\)"):
+        fail(OSError, errno.ENOSPC, "No space left on device")
+    assert list(tmp.iterdir()) == []
+    assert [path.name for path in tmp_path.glob("disk/*/*/*")] == [".checkpoint"]
+    for _ in range(2):  # killed in the middle of the copy
+        with pytest.raises(KeyboardInterrupt):
+            fail(KeyboardInterrupt)
+        assert len(list(tmp.iterdir())) == 1, "the last one's copy alone"
+    shared.slow.obtain(STEP, shared.work("slow"))
+    assert shared.published_by() == "slow"
 
 
 # -- the journal ---------------------------------------------------------------------------------------
