@@ -23,14 +23,18 @@ CELLS = "cells"
 
 
 def new_run_dir(store: Store, name: str, spec_identity: str) -> Path:
-    """A fresh directory named after experiment, spec and count: no clock in a run's name.
+    """A fresh directory named after experiment, spec and count: no clock in a run's name. The count is above that of every
+    run of the spec that is there, since the highest one is the newest.
 
     Raises:
         StoreError: a name that is no part of a path.
     """
     entry_name(name, "run")
-    for count in itertools.count(1):
-        path = store.root / "runs" / f"{name}-{spec_identity[:8]}-{count:03d}"
+    runs, series = store.root / "runs", f"{name}-{spec_identity[:8]}-"
+    there = [path.name.removeprefix(series) for path in runs.glob(f"{series}*")]
+    highest = max((int(count) for count in there if count.isdecimal()), default=0)
+    for count in itertools.count(highest + 1):
+        path = runs / f"{series}{count:03d}"
         try:
             path.mkdir(parents=True)
             return path

@@ -123,6 +123,6 @@ def _told(text: str) -> str:
 
 @contextlib.contextmanager
 def _gate(locks: Path, how: int) -> Iterator[IO[str]]:
-    with (locks / GATE).open("a") as file:
+    with (locks / GATE).open("a+") as file:  # on NFS a shared lock needs reading, an exclusive one writing
         fcntl.flock(file, how)
         yield file

@@ -22,7 +22,7 @@ from mot_core.merging.stage import STATE_DIR
 from mot_core.prepare import world_of
 from mot_core.removal import remove_unwanted
 from mot_core.retention import OPTIMIZER_STATE, RULE_STATE, Place, kept_places, to_compute, weights_read
-from mot_core.runs import write_index, write_steps
+from mot_core.runs import new_run_dir, write_index, write_steps
 from mot_core.sft.optimizers import STATE_FILE
 from mot_core.steps import Step, walk
 from tests.pico import pico_experiment
@@ -155,6 +155,25 @@ def test_the_newest_run_of_a_spec_speaks_for_all_and_an_unfinished_one_keeps_all
     (store.root / "runs" / "x-12345678-004").mkdir()  # ended before anything was planned
     assert remove_unwanted(store).num_bytes == 8_000
     assert [left(store, step) for step in (*branches, *merges)] == [[], [], ["model.safetensors"]]
+
+
+def test_the_newest_run_is_the_highest_whichever_was_forgotten(store: Store) -> None:
+    branches, merges = path_of(1)
+    publish(store, *branches, *merges)
+    for _ in range(2):
+        run_dir = new_run_dir(store, "x", "12345678")
+        run_dir.rmdir()
+        record_run(store, run_dir.name, "last", merges)
+    remove_unwanted(store, ["x-12345678-001"])
+    publish(store, *branches, *merges)
+    run_dir = new_run_dir(store, "x", "12345678")
+    assert run_dir.name == "x-12345678-003"
+    run_dir.rmdir()
+    record_run(store, run_dir.name, "all", merges)
+    assert remove_unwanted(store).removals == []
+    (store.root / "runs" / "x-12345678-1000").mkdir()
+    (store.root / "runs" / "x-12345678-of-mine").mkdir()
+    assert new_run_dir(store, "x", "12345678").name == "x-12345678-1001"
 
 
 def test_what_another_run_keeps_stays(store: Store) -> None:
