@@ -94,9 +94,9 @@ def _run_part(spec: Experiment, options: RunOptions, watch: Watcher, announce: A
         run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
         invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, ()):
-            write_steps(run_dir, steps, spec.keep, finished=False)
+            write_steps(run_dir, steps, world.locators, spec.keep, finished=False)
             from flows.orchestrate import in_flow_run, run_part
 
             in_flow_run(run_part, invocation, [step.identity for step in steps])
-            write_steps(run_dir, steps, spec.keep, finished=True)
+            write_steps(run_dir, steps, world.locators, spec.keep, finished=True)
             return _Part(run_dir, invocation, {key: invocation.records[step.identity] for key, step in chosen.items()})

@@ -90,11 +90,11 @@ def tune(
         run_dir = store.root / "runs" / f"tune-{spec.name}-{identity[:8]}"
         invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept):
-            write_steps(run_dir, steps, spec.keep, finished=False)
+            write_steps(run_dir, steps, world.locators, spec.keep, finished=False)
             from flows.orchestrate import in_flow_run, run_sweep
 
             in_flow_run(run_sweep, invocation, spec.model_dump(mode="json"))
-            write_steps(run_dir, steps, spec.keep, finished=True)
+            write_steps(run_dir, steps, world.locators, spec.keep, finished=True)
     scores = read_scores(spec, outlines, store)
     chosen = {method: max(sorted(rates), key=lambda rate: rates[rate]) for method, rates in scores.items()}
     sweep = Sweep(identity, scores, chosen)

@@ -8,7 +8,7 @@ its spec again with another `keep`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,20 +121,23 @@ def _wants(store: Store, run_dir: Path, keep: str) -> tuple[set[str], set[Place]
         merges = [merge["identity"] for student in students for merge in student["merges"]]
         finals = [(one["student"]["identity"], one["student"]["subdirectory"]) for one in students if one["is_final"]]
         steps |= own
-        places |= kept_places(keep, own, merges, finals) | set(_outside_models(store, index["world"]))
+        models = [index["world"]["student"], *index["world"]["models"].values()]
+        places |= kept_places(keep, own, merges, finals)
+        places |= set(_outside_models(store, (model["locator"] for model in models)))
     if (run_dir / STEPS).is_file():
-        own = {row["identity"] for row in _read(run_dir / STEPS)["steps"]}
+        document = _read(run_dir / STEPS)
+        own = {row["identity"] for row in document["steps"]}
         steps |= own
         # Its students are its cells'; before there are cells, and of a sweep, all is kept or nothing.
         places |= kept_places(keep, own, (), ())
+        places |= set(_outside_models(store, document.get("models", ())))  # records of earlier versions name none
     return steps, places
 
 
-def _outside_models(store: Store, world: dict[str, Any]) -> Iterator[Place]:
+def _outside_models(store: Store, locators: Iterable[str]) -> Iterator[Place]:
     """Students of this store that a run takes as models from outside: its graph cannot be built without them."""
     objects = store.root / "objects"
-    for model in [world["student"], *world["models"].values()]:
-        path = Path(model["locator"])
+    for path in map(Path, locators):
         if path.is_absolute() and path.is_relative_to(objects) and path != objects:
             identity, *inside = path.relative_to(objects).parts
             yield identity, "/".join(inside) or TOP

@@ -85,11 +85,13 @@ def write_index(run_dir: Path, index: dict[str, Any]) -> None:
     write_atomically(run_dir / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
-def write_steps(run_dir: Path, steps: Iterable[Step], keep: str, *, finished: bool) -> None:
-    """Which steps a sweep or a study has, so that none of them counts as nobody's, before any index could say so."""
+def write_steps(run_dir: Path, steps: Iterable[Step], models: Iterable[str], keep: str, *, finished: bool) -> None:
+    """Which steps a sweep, a part or a study has, and where the models lie that it takes from outside, so that none of them
+    counts as nobody's, before any index could say so."""
     rows = [{"identity": step.identity, "kind": step.kind, "label": step.label} for step in steps]
     run_dir.mkdir(exist_ok=True)
-    write_atomically(run_dir / STEPS, json.dumps({"keep": keep, "finished": finished, "steps": rows}, indent=1) + "\n")
+    document = {"keep": keep, "finished": finished, "models": sorted(models), "steps": rows}
+    write_atomically(run_dir / STEPS, json.dumps(document, indent=1) + "\n")
 
 
 def read_index(run_dir: Path) -> dict[str, Any]:

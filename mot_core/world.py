@@ -53,6 +53,11 @@ class World:
     lm_eval: str | None = None
     """The version of lm-evaluation-harness, where the spec asks for it: tasks' definitions belong to it."""
 
+    @property
+    def locators(self) -> set[str]:
+        """Where its models lie."""
+        return {model.locator for model in (self.student, *self.models.values())}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "student": self.student.to_json(),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mot_core.removal
-from flows.run import outline_of
+from flows.parts import evaluate_model, verify_rationales
+from flows.run import RunOptions, outline_of
+from flows.studies.base import Cell, Findings, Options, Setup, Study
+from flows.studies.run import run_study
+from flows.tune import tune
 from mot_core.artifacts import Published, Store
 from mot_core.claims import claims_of, pin
 from mot_core.errors import StoreError
@@ -24,7 +29,9 @@ from mot_core.removal import remove_unwanted
 from mot_core.retention import OPTIMIZER_STATE, RULE_STATE, Place, kept_places, to_compute, weights_read
 from mot_core.runs import new_run_dir, write_index, write_steps
 from mot_core.sft.optimizers import STATE_FILE
+from mot_core.spec import Experiment
 from mot_core.steps import Step, walk
+from mot_core.workers.pool import WorkerPool
 from tests.pico import pico_experiment
 from tests.processes import ROOT
 
@@ -237,9 +244,9 @@ def test_sweeps_and_studies_hold_what_their_own_record_names(store: Store) -> No
     probe = Step("landscape", {"x": 1}, (("student", merges[0]),), label="probe")
     publish(store, *branches, *merges, probe)
     run_dir = store.root / "runs" / "tune-x-12345678"
-    write_steps(run_dir, [*branches, *merges, probe], "last", finished=False)
+    write_steps(run_dir, [*branches, *merges, probe], (), "last", finished=False)
     assert remove_unwanted(store).removals == []
-    write_steps(run_dir, [*branches, *merges, probe], "last", finished=True)
+    write_steps(run_dir, [*branches, *merges, probe], (), "last", finished=True)
     assert remove_unwanted(store).num_bytes == 12_000
     assert [left(store, step) for step in (*branches, *merges, probe)] == [[], [], [], []]
     assert len(list(store.manifests())) == 4
@@ -258,6 +265,45 @@ def test_a_cell_keeps_the_student_that_it_started_from(store: Store) -> None:
     assert left(store, merges[0]) == ["snapshots/step-4/model.safetensors"]
     remove_unwanted(store, ["x-12345678-001"])
     assert {manifest.label for manifest in store.manifests()} == {"merge 0"}
+
+
+class Interrupted(Exception):
+    """What ends a run before its first step."""
+
+
+def begin_study(spec: Experiment, options: RunOptions) -> None:
+    def unread(findings: Findings) -> Any:
+        raise AssertionError("it ended before there were findings")
+
+    one = Study(
+        "one", "claim", "question", Options, (lambda setup, findings: [Cell("only", spec)],), unread, unread, unread
+    )
+    run_study(one, Setup("smoke", spec, Options()), options)
+
+
+@pytest.mark.parametrize("begin", [tune, evaluate_model, verify_rationales, begin_study])
+def test_a_student_that_was_taken_as_a_model_stays_however_early_its_taker_ended(
+    store: Store, pico_models: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Experiment, RunOptions], Any]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("flows.orchestrate.in_flow_run", interrupt)
+    monkeypatch.setattr(WorkerPool, "start", lambda pool: None)
+
+    def copy(to: Path) -> dict[str, Any]:
+        shutil.copytree(pico_models / "student", to, dirs_exist_ok=True)
+        return {}
+
+    model = store.obtain(Step("merge", {}), copy)
+    publish(store, Step("merge", {"nobody": "names it"}))
+    student = {"name": "student", "model": str(model.path)}
+    tuning = {"learning_rates": [1e-3]}
+    with pytest.raises(Interrupted):
+        begin(pico_experiment(pico_models, student=student, tuning=tuning), RunOptions(store.root, workers=1))
+    remove_unwanted(store)
+    assert store.find(model.identity) is not None
+    assert [manifest.spec for manifest in store.manifests() if manifest.kind == "merge"] == [{}]
 
 
 def test_a_pin_keeps_a_student_whatever_becomes_of_its_run(store: Store) -> None:

@@ -52,6 +52,7 @@ class _Running:
     num_steps: int = 0
     seen: set[str] = field(default_factory=set)
     kept: set[Place] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
 
     def phases(self) -> Iterator[Callable[[Do], None]]:
         """What to submit, phase by phase; asked for the next one, a phase that has been computed is read."""
@@ -66,6 +67,7 @@ class _Running:
                 worlds.append((world, steps))
                 planned.append(Planned(cell, outline))
                 self.kept |= kept_of(cell.spec, outline, steps)
+                self.models |= world.locators
                 drawn += published
             probes = self.study.probes(self.findings.setup, planned)
             self._look_up(number, [steps for _, steps in worlds], [probe.step for probe in probes], drawn)
@@ -92,9 +94,9 @@ class _Running:
             self.invocation.pool.start()
 
     def name_steps(self, *, finished: bool) -> None:
-        """Say which steps are this study's, cells' and probes' alike, before its cells' indexes do."""
+        """Say which steps are this study's, cells' and probes' alike, and which models it takes, before its cells' indexes do."""
         keep = self.findings.setup.base.keep
-        write_steps(self.run_dir, self.invocation.steps.values(), keep, finished=finished)
+        write_steps(self.run_dir, self.invocation.steps.values(), self.models, keep, finished=finished)
 
     def _submitting(
         self, cells: Sequence[Cell], worlds: Sequence[tuple[World, list[Step]]], probes: Sequence[Probe]
