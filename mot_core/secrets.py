@@ -60,8 +60,8 @@ def names_in(document: Any) -> Iterator[str]:
 
 
 def masked(text: str) -> str:
-    """A text without this process's secrets, as they are, quoted for a URL or JSON, or in base64; nor what stands before the @
-    of any URL."""
+    """A text without this process's secrets and their lines, as they are, quoted for a URL or JSON, or in base64; nor what
+    stands before the @ of any URL."""
     pattern = _pattern(frozenset(_secrets()))
     text = pattern.sub(HIDDEN, text) if pattern is not None else text
     return _USER_OF_URL.sub("***@", text)
@@ -84,6 +84,7 @@ def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         if is_secret(name):
             yield value.strip()
+            yield from map(str.strip, value.split("\n"))  # what a worker prints is masked a line at a time
         if "://" in value and "@" in value:
             yield from _of_url(value)
 
@@ -106,8 +107,9 @@ def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    yield from (secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1])
-    raw = secret.encode("utf-8", "surrogateescape")
+    raw = secret.encode("utf-8", "surrogateescape")  # a variable may hold any bytes
+    yield from (secret, raw.decode(errors="replace"), json.dumps(secret)[1:-1])
+    yield from (quote(raw), quote(raw, safe=""), quote_plus(raw))
     for before in range(
         3
     ):  # where it begins among three bytes decides its letters; those of its ends depend on neighbours

@@ -74,6 +74,34 @@ def test_base64_of_a_text_with_a_secret_keeps_none_of_it(before: bytes, after: s
             assert HIDDEN in text and not any(own[at : at + 6] in text for at in range(len(own) - 5))
 
 
+def test_a_value_that_is_no_utf_8_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = b"s3cr3t \xff\xfe of bytes"
+    monkeypatch.setenv("SOME_TOKEN", os.fsdecode(raw))
+    forms = (
+        os.fsdecode(raw),
+        raw.decode(errors="replace"),
+        quote(raw),
+        quote_plus(raw),
+        json.dumps(os.fsdecode(raw))[1:-1],
+    )
+    for form in forms:
+        assert masked(f"before {form} after") == f"before {HIDDEN} after", form
+    assert base64.b64encode(raw).decode()[:-4] not in masked(base64.b64encode(raw).decode())
+
+
+PEM = "-----BEGIN PRIVATE KEY-----\r\nMIIEvQIBADANBgkqhkiG\r\nAASCBKcwggSjAgEAAoIB\r\nx==\r\n-----END PRIVATE KEY-----\r\n"
+CREDENTIALS = json.dumps({"type": "service_account", "private_key": "MIIEvQIBADANBgkqhkiG", "id": 1}, indent=2)
+
+
+@pytest.mark.parametrize("value", [PEM, CREDENTIALS], ids=["PEM", "JSON"])
+def test_a_secret_of_several_lines_is_hidden_line_by_line(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SOME_CREDENTIALS", value)
+    kept = [line for line in value.split() if line in ("x==", "{", "}")]  # too short to say anything
+    lines = [masked(f"key:{line.strip()}").removeprefix("key:") for line in value.splitlines()]
+    assert [line for line in lines if line != HIDDEN] == kept
+    assert masked(f"<{value.strip()}>") == masked(f"<{json.dumps(value.strip())[1:-1]}>") == f"<{HIDDEN}>"
+
+
 def test_a_short_value_stays_since_it_may_be_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "none")
     assert masked("none of it") == "none of it"
