@@ -73,11 +73,12 @@ def pin(store: Store, identity: str, subdirectory: str | None, why: str) -> None
     """Keep a student's weights, whatever becomes of its run; `why` is what people are told."""
     path = store.root / PINS / f"{identity}.json"
     path.parent.mkdir(exist_ok=True)
-    places: dict[str, list[str]] = _read(path) if path.is_file() else {}
-    reasons = places.setdefault(subdirectory or TOP, [])
-    if why not in reasons:
-        reasons.append(why)
-        write_atomically(path, json.dumps(places, indent=1, sort_keys=True) + "\n")
+    with store.lock("pins"):
+        places: dict[str, list[str]] = _read(path) if path.is_file() else {}
+        reasons = places.setdefault(subdirectory or TOP, [])
+        if why not in reasons:
+            reasons.append(why)
+            write_atomically(path, json.dumps(places, indent=1, sort_keys=True) + "\n")
 
 
 def _claim_of_series(store: Store, series: str, runs: list[Path]) -> Claim:

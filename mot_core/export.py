@@ -39,21 +39,22 @@ def export_student(
         StoreError: no such student; one that is not published or is damaged; a directory that holds something.
     """
     out_dir = out_dir.expanduser().resolve()
-    index = read_index(run_dir)
-    student = final_student(store, index, method, seed, budget)
-    source = directory_of(store, student)
-    check_model_files(source, f"step {student['student']['identity']}")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise StoreError(f"{out_dir} is not empty; give a new directory")
-    with store.in_use(f"mot export to {out_dir}"), whole_directory(out_dir, sync=False) as unfinished:
-        for path in sorted(source.iterdir()):
-            if path.is_file() and path.suffix in _LOADED and path.name not in _OUR_OWN:
-                shutil.copyfile(path, unfinished / path.name)
-        (unfinished / CARD).write_text(card_of(store, index, student))
-        origins = _origins(index["spec"], student)
-        if "license_name" in license_fields(origins):  # none that the hub knows: the card links to this file
-            text = license_section("this model", origins)
-            (unfinished / LICENSES).write_text(f"# Licences\n\n{text}\n")
+    with store.in_use(f"mot export to {out_dir}"):
+        index = read_index(run_dir)
+        student = final_student(store, index, method, seed, budget)
+        source = directory_of(store, student)
+        check_model_files(source, f"step {student['student']['identity']}")
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise StoreError(f"{out_dir} is not empty; give a new directory")
+        with whole_directory(out_dir, sync=False) as unfinished:
+            for path in sorted(source.iterdir()):
+                if path.is_file() and path.suffix in _LOADED and path.name not in _OUR_OWN:
+                    shutil.copyfile(path, unfinished / path.name)
+            (unfinished / CARD).write_text(card_of(store, index, student))
+            origins = _origins(index["spec"], student)
+            if "license_name" in license_fields(origins):  # none that the hub knows: the card links to this file
+                text = license_section("this model", origins)
+                (unfinished / LICENSES).write_text(f"# Licences\n\n{text}\n")
     return out_dir
 
 

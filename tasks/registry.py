@@ -38,26 +38,28 @@ def promote_student(
             raise SpecError(
                 f"--{what} {given!r}: expected letters, digits, spaces and . _ - (200 at most), and not 'latest'"
             )
-    index = read_index(run_dir)
-    student = final_student(store, index, method, seed, budget)
-    outcome = track_run(store, run_dir)  # what is there already stays
-    if outcome.problem is not None:
-        raise StoreError(f"run {run_dir.name} is not in the tracker {outcome.tracking_uri}: {outcome.problem}")
-    tags = _lineage(store, index, student)
-    card = card_of(store, index, student)
-    uri = tracking_uri(store)
-    place = student["student"]
-    # Before there is a version: a registry's weights never go, whatever becomes of their run.
-    pin(store, place["identity"], place["subdirectory"], f"registered as {name} (mot promote)")
-    with tracker(uri) as client:
-        known = {model.name for model in client.search_registered_models(f"name = '{name}'")}
-        if name not in known:
-            client.create_registered_model(name)
-        same = [one for one in client.search_model_versions(f"name = '{name}'") if _is(one, tags)]
-        version = same[0] if same else _registered(client, index, student, name, tags, card)
-        if alias is not None:
-            client.set_registered_model_alias(name, alias, version.version)
-    return int(version.version)
+    # Before the weights are verified: they must be there still when they are pinned.
+    with store.in_use(f"mot promote, as {name}"):
+        index = read_index(run_dir)
+        student = final_student(store, index, method, seed, budget)
+        outcome = track_run(store, run_dir)  # what is there already stays
+        if outcome.problem is not None:
+            raise StoreError(f"run {run_dir.name} is not in the tracker {outcome.tracking_uri}: {outcome.problem}")
+        tags = _lineage(store, index, student)
+        card = card_of(store, index, student)
+        uri = tracking_uri(store)
+        place = student["student"]
+        # Before there is a version: a registry's weights never go, whatever becomes of their run.
+        pin(store, place["identity"], place["subdirectory"], f"registered as {name} (mot promote)")
+        with tracker(uri) as client:
+            known = {model.name for model in client.search_registered_models(f"name = '{name}'")}
+            if name not in known:
+                client.create_registered_model(name)
+            same = [one for one in client.search_model_versions(f"name = '{name}'") if _is(one, tags)]
+            version = same[0] if same else _registered(client, index, student, name, tags, card)
+            if alias is not None:
+                client.set_registered_model_alias(name, alias, version.version)
+        return int(version.version)
 
 
 def _is(version: Any, tags: dict[str, str]) -> bool:

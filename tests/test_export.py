@@ -13,6 +13,8 @@ from mot_core.artifacts import Store
 from mot_core.errors import StoreError
 from mot_core.export import card_of, export_student, final_student
 from mot_core.files import sha256_of
+from mot_core.model_files import check_model_files
+from mot_core.removal import remove_unwanted
 from mot_core.runs import read_index
 from mot_core.tables import load_results
 from tests.pico import pico_document, pico_experiment
@@ -85,6 +87,20 @@ def test_the_hubs_own_reader_takes_the_card(done: tuple[Store, Path], tmp_path: 
             "library_name": "transformers", "pipeline_tag": "text-generation",
             "tags": [*(["merge"] if relation == "merge" else []), "reasoning", "chain-of-thought", "distillation", "merge-of-thought"],
         }  # fmt: skip
+
+
+def test_nothing_is_removed_from_the_moment_that_weights_are_verified(
+    done: tuple[Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run_dir = done
+
+    def check(directory: Path, where: str) -> None:
+        with pytest.raises(StoreError, match="is in use: mot export to .*Nothing was removed"):
+            remove_unwanted(store)
+        check_model_files(directory, where)
+
+    monkeypatch.setattr("mot_core.export.check_model_files", check)
+    export_student(store, run_dir, "mot", tmp_path / "mot")
 
 
 def test_what_cannot_be_exported_is_told(done: tuple[Store, Path], tmp_path: Path) -> None:

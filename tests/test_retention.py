@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from flows.tune import tune
 from mot_core.artifacts import Published, Store
 from mot_core.claims import claims_of, pin
 from mot_core.errors import StoreError
+from mot_core.files import write_atomically
 from mot_core.merging.stage import STATE_DIR
 from mot_core.prepare import world_of
 from mot_core.removal import remove_unwanted
@@ -319,6 +321,21 @@ def test_a_pin_keeps_a_student_whatever_becomes_of_its_run(store: Store) -> None
     assert [stay.claim for stay in found.stays] == [
         f"pin {merges[0].identity[:12]}: registered as sums", f"pin {merges[0].identity[:12]}: registered as inside"
     ]  # fmt: skip
+
+
+def test_two_pins_at_once_are_both_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = threading.Thread(target=pin, args=(store, "0" * 32, None, "second"))
+
+    def write(path: Path, text: str) -> None:
+        if "second" not in text:
+            second.start()
+            second.join(0.5)
+        write_atomically(path, text)
+
+    monkeypatch.setattr("mot_core.claims.write_atomically", write)
+    pin(store, "0" * 32, None, "first")
+    second.join(60.0)
+    assert [claim.name for claim in claims_of(store)] == ["pin 000000000000: first; second"]
 
 
 def test_a_record_that_cannot_be_read_stops_the_removal(store: Store, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from mot_core.artifacts import Store
 from mot_core.claims import claims_of
 from mot_core.errors import SpecError, StoreError
 from mot_core.files import sha256_of
+from mot_core.removal import remove_unwanted
 from mot_core.runs import read_index
 from tasks.registry import promote_student
+from tasks.tracking import TrackingOutcome, track_run
 
 
 @pytest.fixture
@@ -55,6 +57,20 @@ def test_a_version_has_card_hash_and_lineage(two_runs: tuple[str, list[Path]], r
     assert pinned.places == {(student["student"]["identity"], ".")}
     source = client.get_run(version.run_id)
     assert source.data.tags["mot.method"] == "mot" and version.source.startswith("models:/")
+
+
+def test_nothing_is_removed_between_verifying_weights_and_pinning_them(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(run_dir.parent.parent)
+
+    def track(store: Store, run_dir: Path) -> TrackingOutcome:
+        with pytest.raises(StoreError, match="is in use: mot promote, as kept .*Nothing was removed"):
+            remove_unwanted(store)
+        return track_run(store, run_dir)
+
+    monkeypatch.setattr("tasks.registry.track_run", track)
+    assert promote_student(store, run_dir, "mot", "kept") == 1
 
 
 def test_one_version_a_student_and_an_alias_moves(two_runs: tuple[str, list[Path]], run_dir: Path) -> None:
