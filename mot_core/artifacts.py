@@ -113,7 +113,7 @@ class Store:
         """Create what is missing and refuse what cannot serve.
 
         Raises:
-            StoreError: read-only, full, or written by a newer version.
+            StoreError: read-only, full, or of another format.
         """
         marker = self.root / "store.json"
         with explain_disk_errors(f"store {self.root}"):
@@ -124,7 +124,16 @@ class Store:
             probe = self.root / "tmp" / f".writable-{socket.gethostname()}-{os.getpid()}"
             write_atomically(probe, "x" * 4096)
             probe.unlink()
-            found = json.loads(marker.read_text()).get("format")
+            self.check_format()
+        return self
+
+    def check_format(self) -> None:
+        """Refuse a store of another format; nothing is written.
+
+        Raises:
+            StoreError: written by a newer version, or by an older one and not brought up to date.
+        """
+        found = json.loads((self.root / "store.json").read_text()).get("format")
         if not isinstance(found, int) or found > STORE_FORMAT:
             raise StoreError(
                 f"store {self.root}: its format is {found!r}, this program understands up to {STORE_FORMAT}; "
@@ -135,7 +144,6 @@ class Store:
                 f"store {self.root}: its format is {found}, this program writes {STORE_FORMAT}; bring it up to date "
                 f"with: mot store migrate --store {self.root} (it takes seconds; no completion is asked for again)"
             )
-        return self
 
     # -- places ----------------------------------------------------------------------------------------
 

@@ -67,10 +67,12 @@ def remove_unwanted(store: Store, forget: Sequence[str] = (), *, dry_run: bool =
     """Remove what no run wants, and whole runs that are to be forgotten; `dry_run` only says what would go.
 
     Raises:
-        StoreError: no store; a run to forget that is not there; a record that cannot be read; a store in use.
+        StoreError: no store, or one of another format; a run to forget that is not there; a record that cannot be read; a
+            store in use.
     """
     if not (store.root / "store.json").is_file():
         raise StoreError(f"{store.root} is no store of ours (no store.json); give --store")
+    store.check_format()  # an older one has answers that were paid for among its steps
     forgotten = _named(store, forget)
     locks = store.root / "locks"
     with explain_disk_errors(f"store {store.root}"), nullcontext() if dry_run else alone(locks):

@@ -13,6 +13,7 @@ from mot_core.completers.base import Request
 from mot_core.errors import StoreError
 from mot_core.files import read_jsonl, sha256_of, write_jsonl
 from mot_core.migration import migrate
+from mot_core.removal import remove_unwanted
 from tests.completers.test_stage import SAMPLING, Desk
 
 COMPLETER = "tests.completers.test_stage:Counting"
@@ -53,6 +54,16 @@ def test_an_older_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
     write_format_1(desk, 4)
     with pytest.raises(StoreError, match="its format is 1, this program writes 2; .*mot store migrate --store"):
         Store(desk.store.root).open()
+
+
+def test_nothing_is_removed_from_an_older_store(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    paths = write_format_1(desk, 4)
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match="its format is 1, this program writes 2; .*mot store migrate --store"):
+            remove_unwanted(desk.store, dry_run=dry_run)
+    assert all(path.exists() for path in paths)
+    assert migrate(desk.store) == 4
 
 
 def test_what_was_paid_for_is_carried_over(tmp_path: Path) -> None:
