@@ -4,12 +4,13 @@ It reads commands from standard input and writes events to standard output, a JS
     in   {"job": id, "steps": [...], "store": path, "settings": {...}, "logs": [...]}   {"kill": id}   {"halt": true}
     out  {"ready": pid}   {"job": id, "line": text}   {"job": id, "event": ...}   {"job": id, "exit": code}
 End of input means that the flow process is gone: every worker is killed. The parent has one thread, so that
-forking is safe; it never runs torch code itself. What a worker prints and raises passes here, without secrets and with
+forking is safe; it never runs torch code itself. A log that cannot be written, on a full disk, ends nothing. What a worker prints and raises passes here, without secrets and with
 every hidden character visible.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -86,8 +87,9 @@ class Parent:
         else:
             text = log_line(masked(line.decode(errors="replace")))
             for log in self.logs[job]:
-                log.write(text + "\n")
-                log.flush()
+                with contextlib.suppress(OSError):
+                    log.write(text + "\n")
+                    log.flush()
             self.tell({"job": job, "line": text})
 
     def start(self, command: dict[str, Any]) -> None:
@@ -106,21 +108,26 @@ class Parent:
         self.pids[job] = pid
         self.open_pipes[job] = {events_read, output_read}
         # A job's steps share one process and so one output: each step's log has the whole of it.
-        self.logs[job] = [Path(path).open("a") for path in command["logs"]]  # noqa: SIM115  (closed with the job)
+        self.logs[job] = []
+        for path in command["logs"]:
+            with contextlib.suppress(OSError):
+                self.logs[job].append(Path(path).open("a"))  # noqa: SIM115  (closed with the job)
         self.selector.register(events_read, selectors.EVENT_READ, ("events", job))
         self.selector.register(output_read, selectors.EVENT_READ, ("output", job))
 
     def close_pipe(self, descriptor: int, job: str) -> None:
         rest = self.buffers.pop(descriptor, b"")
-        if rest:
-            self.handle(self.selector.get_key(descriptor).data[0], job, rest)
+        with contextlib.suppress(json.JSONDecodeError):  # half an event, of a worker that was killed while it wrote
+            if rest:
+                self.handle(self.selector.get_key(descriptor).data[0], job, rest)
         self.selector.unregister(descriptor)
         os.close(descriptor)
         self.open_pipes[job].discard(descriptor)
         if not self.open_pipes[job]:
             _, status = os.waitpid(self.pids.pop(job), 0)
             for log in self.logs.pop(job):
-                log.close()
+                with contextlib.suppress(OSError):
+                    log.close()
             del self.open_pipes[job]
             self.tell({"job": job, "exit": os.waitstatus_to_exitcode(status)})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import selectors
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 from mot_core.artifacts import Store
 from mot_core.errors import CompletionError, Halted, MotError, SpecError, WorkerError
 from mot_core.steps import Step
+from mot_core.workers.parent import Parent
 from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
 from tests.processes import descendants, is_alive, wait_until
 
@@ -88,6 +91,35 @@ def test_an_unexpected_error_is_told_with_its_type_and_the_output_is_kept(pool: 
     assert ("generate Chatty", {"line": "half way"}) in seen
     log = pool.store.log_path(step.identity).read_text()
     assert "half way" in log and "ZeroDivisionError" in log and "Traceback" in log
+
+
+@pytest.mark.parametrize("log", ["/dev/full", "/dev/null/no-folder"])
+def test_a_log_that_cannot_be_written_costs_no_worker(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    process = pool._process
+    monkeypatch.setattr(Store, "log_path", lambda store, identity: Path(log))
+    seen: list[tuple[str, dict[str, Any]]] = []
+    with pytest.raises(MotError, match="generate Chatty: ZeroDivisionError: no such luck"):
+        pool.run([completions("Chatty", seed=len(log))], 0, listen(seen))
+    assert ("generate Chatty", {"line": "half way"}) in seen
+    assert pool.run([completions("Scripted", seed=len(log))], 0, listen([])).records
+    assert pool._process is process
+
+
+def test_half_an_event_of_a_killed_worker_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(selectors, "DefaultSelector", selectors.SelectSelector)
+    monkeypatch.setattr(Parent, "tell", lambda parent, message: told.append(message))
+    parent = Parent()
+    for rest in (b'{"event": "publ', b'{"event": "published"}'):
+        events, end = os.pipe()
+        os.close(end)
+        parent.selector.register(events, selectors.EVENT_READ, ("events", "job"))
+        parent.open_pipes["job"] = {events, -1}  # its output is still open
+        parent.buffers[events] = rest
+        parent.close_pipe(events, "job")
+    assert told == [{"job": "job", "event": "published"}]
 
 
 def test_an_error_of_ours_keeps_its_type(pool: WorkerPool) -> None:
