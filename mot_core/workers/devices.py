@@ -110,7 +110,13 @@ class Devices:
     @cached_property
     def _folder(self) -> Path:
         folder = runtime_folder() / "mot-devices"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkerError(
+                f"{folder}: runs of this machine cannot tell each other there which devices they use ({error}), expected a "
+                "folder that this user can write; set XDG_RUNTIME_DIR to one"
+            ) from error
         if folder.stat().st_uid != os.getuid():
             raise WorkerError(
                 f"{folder} belongs to another user, expected this one ({os.getuid()}); set XDG_RUNTIME_DIR"
@@ -119,8 +125,18 @@ class Devices:
 
 
 def runtime_folder() -> Path:
-    """A folder of this user on this machine that is gone with its next start."""
+    """A folder of this user on this machine that is gone with its next start. One that is named but cannot be written, as in
+    a batch job or a container that took the variable over, is passed over."""
     named, usual = os.environ.get("XDG_RUNTIME_DIR"), Path(f"/run/user/{os.getuid()}")
-    if named:
+    if named and _can_write(Path(named)):
         return Path(named)
-    return usual if usual.is_dir() else Path(tempfile.gettempdir()) / f"mot-{os.getuid()}"
+    return usual if usual.is_dir() and _can_write(usual) else Path(tempfile.gettempdir()) / f"mot-{os.getuid()}"
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether a folder is there, made if need be, and takes files."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

@@ -37,10 +37,6 @@ class Slots:
         self._waiting: dict[Turn, int] = {}
         self._refused: set[Turn] = set()
 
-    def __len__(self) -> int:
-        """How many jobs wait."""
-        return len(self._waiting)
-
     @property
     def num_free(self) -> int:
         """Devices that no job has."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mot_core.errors import WorkerError
 from mot_core.workers.devices import Devices, runtime_folder
 from mot_core.workers.slots import Slots
 from tests.processes import ROOT, wait_until
@@ -97,6 +99,23 @@ def test_where_runs_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(os.getuid()) in str(runtime_folder())
 
 
+def test_a_runtime_folder_that_cannot_be_written_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "locked" and access(path, mode))
+    monkeypatch.setattr(os, "getuid", lambda: 4_242_424)  # a user without a folder under /run/user
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    for named in (tmp_path / "file" / "runtime", tmp_path / "locked"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(named))
+        assert runtime_folder() == tmp_path / "mot-4242424"
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    with pytest.raises(WorkerError, match="expected a folder that this user can write; set XDG_RUNTIME_DIR to one"):
+        Devices("a run").claim(["0"], 1)
+
+
 def test_within_a_run_a_job_whose_devices_are_elsewhere_is_not_overtaken() -> None:
     slots = Slots(["0", "1"], 4, shared=False)
     for turn, needed in (((1, 0), 1), ((1, 1), 1), ((1, 2), 0)):
@@ -111,7 +130,7 @@ def test_within_a_run_a_job_whose_devices_are_elsewhere_is_not_overtaken() -> No
     slots.enter((2, 0), 1)
     assert slots.take((2, 0), elsewhere) is None
     slots.leave((2, 0))
-    assert not slots.refused and len(slots) == 0
+    assert not slots.refused and not slots._waiting
 
 
 RUN = textwrap.dedent(

@@ -160,7 +160,7 @@ def test_the_most_urgent_job_goes_first(tmp_path: Path) -> None:
 
             threads.append(threading.Thread(target=go))
             threads[-1].start()
-            wait_until(lambda: len(pool._slots) == len(threads), 10.0, "the job queues up")
+            wait_until(lambda: len(pool._slots._waiting) == len(threads), 10.0, "the job queues up")
         with pool._condition:
             assert taken == ()
             pool._slots.give_back(taken)
@@ -183,7 +183,7 @@ def test_a_job_of_more_devices_than_there_are_is_refused(tmp_path: Path, monkeyp
             SpecError, match=r"generate Scripted: the job needs 4 devices, but there are 2 \(3, 5\); lower"
         ):
             pool.run([PROBLEMS, wide], 0, listen([]))
-        assert len(pool._slots) == 0
+        assert not pool._slots._waiting
         # A job that needs no device runs beside those that do, and sees none.
         assert pool.run([PROBLEMS], 0, listen([])).devices == ()
     finally:
