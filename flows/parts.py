@@ -42,7 +42,7 @@ def verify_rationales(
         return verdicts
 
     done = _run_part(spec, options, watch, announce, wanted)
-    return [{"teacher": teacher, **record.counts} for teacher, record in done.records.items()]
+    return [{"teacher": teacher, **_counts(record)} for teacher, record in done.records.items()]
 
 
 def evaluate_model(
@@ -62,7 +62,7 @@ def evaluate_model(
         return steps | {(entry.name, "test"): step for entry, step in asked.harness}
 
     done = _run_part(spec, options, watch, announce, wanted)
-    rows = [{"benchmark": name, "split": split, **record.counts} for (name, split), record in done.records.items()]
+    rows = [{"benchmark": name, "split": split, **_counts(record)} for (name, split), record in done.records.items()]
     identities = {f"{name} {split}": record.identity for (name, split), record in done.records.items()}
     document = {
         "name": spec.name, "model": spec.student.model_dump(mode="json", exclude_none=True), "identities": identities,
@@ -71,6 +71,11 @@ def evaluate_model(
     write_atomically(done.run_dir / EVALUATION, json.dumps(document, indent=1) + "\n")
     track_run(done.invocation.store, done.run_dir)
     return rows
+
+
+def _counts(record: Published) -> Row:
+    """In one order, whether the step was computed a moment ago or read from its manifest."""
+    return dict(sorted(record.counts.items()))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What `mot up` starts, for tests: in a fresh folder, on free ports, stopped by what started it, with nothing left behind.
 
-Its addresses are asked as Prefect's page asks them. The worker looks for runs every second instead of every ten.
+Its addresses are asked as Prefect's page asks them. Workers look for runs every other second.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def serving(folder: Path, **environment: str) -> Iterator[Served]:
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))
         }
         own = {
-            "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "MOT_FAILURE_WEBHOOK": address, "MOT_WORKERS": "2",
+            "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2", "MOT_FAILURE_WEBHOOK": address, "MOT_WORKERS": "2",
         }  # fmt: skip
         served = Served(folder / "home", folder / "store", {**kept, **own, **environment}, told=told)
         try:

@@ -178,7 +178,7 @@ def environment_of(home: Path) -> dict[str, str]:
         "PREFECT_API_DATABASE_CONNECTION_URL": os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL")
         or f"sqlite+aiosqlite:///{prefect / 'prefect.db'}",
         # Prefect's workers look for runs every ten seconds: long for whoever sits in front of the page.
-        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS") or "2",
+        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS") or "5",
     }  # fmt: skip
     if os.environ.get(PREFECT_AUTH):
         own["PREFECT_API_AUTH_STRING"] = os.environ[PREFECT_AUTH]
@@ -250,7 +250,7 @@ def take_password(home: Path, url: str) -> None:
     assert new is not None
     before = known.read_text() if known.is_file() else ""
     if not _accepts(url, *new):
-        body = json.dumps({"username": new[0], "password": new[1]}).encode()
+        body = json.dumps({"username": new[0], "password": new[1], "current_password": before}).encode()
         if (
             not before
             or not _accepts(url, new[0], before, "users/update-password", body, "PATCH")
