@@ -1,4 +1,5 @@
-"""Which environment variables hold secrets, and texts without them. Standard library only, and our errors: the workers' parent imports it.
+"""Which environment variables hold secrets, and texts without them. Standard library only, and our errors: the workers'
+parent imports it.
 
 A secret is the value of a variable whose name says so, of one that a spec names as `api_key_env`, and what stands before
 the @ of a URL. Invariant: what leaves a worker (its lines and errors), and what `mot` prints of an error, is `masked`.

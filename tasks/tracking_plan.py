@@ -28,6 +28,7 @@ from tasks.tracking_records import (
     StudentModel,
     flatten,
     metric_name,
+    notes_of,
     short_text,
     weights_sha256,
 )  # fmt: skip
@@ -76,14 +77,7 @@ class _Planner:
         self.spec_identity: str = self.index["spec_identity"]
         provenance = self.index["provenance"]
         self.started = float(provenance.get("started") or 0.0)
-        self.notes = {
-            name: short_text(value)
-            for name, value in (
-                ("mot.run_id", run_dir.name), ("mot.git_commit", provenance.get("commit")),
-                ("mot.flow_run_id", provenance.get("flow_run_id")),
-            )
-            if value
-        }  # fmt: skip
+        self.notes = notes_of(run_dir.name, provenance)
         if not (run_dir / "tables").is_dir():
             raise StoreError(f"run {run_dir.name} has no tables/: no report was written; run it again")
         self.tables = {name: self.table(name) for name in TABLES}
@@ -299,14 +293,16 @@ def _score_points(row: Row) -> Iterator[Point]:
     a round has none, since a step is a whole number: see `_path_points`."""
     if not float(row["round"]).is_integer():
         return
-    k = int(float(row["k"]))
-    names = {score: score.replace("_k", f"_{k}") for score in (SCORES if k > 1 else SCORES[:1])}
-    if row["split"] == "test":
-        names |= {measure: measure for measure in TEST_MEASURES}
-    for column, name in names.items():
+    for column, name in score_names(int(float(row["k"])), row["split"]).items():
         value = _number(row[column])
         if value is not None:
             yield metric_name(row["split"], row["benchmark"], name), value, int(row["round"])
+
+
+def score_names(k: int, split: str) -> dict[str, str]:
+    """The columns of a score row that become metrics, and the ends of their names."""
+    names = {score: score.replace("_k", f"_{k}") for score in (SCORES if k > 1 else SCORES[:1])}
+    return names | {measure: measure for measure in (TEST_MEASURES if split == "test" else ())}
 
 
 def _path_points(rows: list[Row]) -> Iterator[Point]:

@@ -87,6 +87,14 @@ def weights_sha256(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> 
     return str(shards[0][1]) if len(shards) == 1 else fingerprint(shards)
 
 
+def notes_of(run_id: str, provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The tags that say which invocation logged a run, of those that are known."""
+    named = {
+        "mot.run_id": run_id, "mot.git_commit": provenance.get("commit"), "mot.flow_run_id": provenance.get("flow_run_id"),
+    }  # fmt: skip
+    return {name: short_text(value) for name, value in named.items() if value}
+
+
 def metric_name(*parts: str) -> str:
     """A metric's name that every MLflow store takes: `avg@16` is not one."""
     text = "/".join(part for part in re.sub(r"[^\w.\-/ ]", "_", "/".join(parts), flags=re.ASCII).split("/") if part)

@@ -14,7 +14,7 @@ from typing import Any
 from mot_core.analysis.page import STUDY
 from mot_core.files import sha256_of
 from mot_core.tables import load_results
-from tasks.tracking_records import PlannedRun, flatten, metric_name, short_text
+from tasks.tracking_records import PlannedRun, flatten, metric_name, notes_of, short_text
 
 _FILES = ("study.html", "study.md", "table.csv", "figure.png", STUDY)
 
@@ -31,7 +31,7 @@ def _parent(run_dir: Path, record: dict[str, Any]) -> PlannedRun:
     started = float(record["provenance"]["started"])
     return PlannedRun(
         "study", None, f"{record['study']} {record['size']} {record['identity'][:8]}", _tags(record, "study", record["identity"]),
-        _notes(record), params, (("num_cells", float(len(record["cells"])), 0),), (), None,
+        notes_of(record["run_id"], record["provenance"]), params, (("num_cells", float(len(record["cells"])), 0),), (), None,
         tuple((run_dir / name, None) for name in _FILES), {"table.csv": sha256_of(run_dir / "table.csv")}, started, started,
     )  # fmt: skip
 
@@ -41,7 +41,7 @@ def _cell(run_dir: Path, record: dict[str, Any], cell: dict[str, Any]) -> Planne
     started = float(record["provenance"]["started"])
     return PlannedRun(
         f"cell/{cell['name']}", "study", f"{record['study']}: {cell['name']}", _tags(record, "cell", cell["spec_identity"]),
-        _notes(record), {name: str(value) for name, value in cell["coordinates"].items()}, tuple(_scores(results.scores)),
+        notes_of(record["run_id"], record["provenance"]), {name: str(value) for name, value in cell["coordinates"].items()}, tuple(_scores(results.scores)),
         (), None, (), {}, started, started,
     )  # fmt: skip
 
@@ -58,12 +58,3 @@ def _tags(record: dict[str, Any], role: str, identity: str) -> dict[str, str]:
         "mot.role": role, "mot.spec": record["identity"], "mot.identity": identity, "mot.study": short_text(record["study"]),
         "mot.size": short_text(record["size"]),
     }  # fmt: skip
-
-
-def _notes(record: dict[str, Any]) -> dict[str, str]:
-    provenance = record["provenance"]
-    named = (
-        ("mot.run_id", record["run_id"]), ("mot.git_commit", provenance.get("commit")),
-        ("mot.flow_run_id", provenance.get("flow_run_id")),
-    )  # fmt: skip
-    return {name: short_text(value) for name, value in named if value}

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from flows.serving.authentication import PREFECT_AUTH
 from flows.serving.services import start_of
-from flows.serving.up import PREFECT_AUTH
 from tests.processes import ROOT
 from tests.servers import free_port
 

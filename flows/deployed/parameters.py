@@ -1,7 +1,8 @@
 """What Prefect's form asks for: one flat, described, bounded model a deployment, and the specs that follow from it.
 
 Flat, because Prefect's form handles unions and nested optionals badly (#18445, #12024, #12566): a field that may be absent
-is of one plain type here, without null and without a default in the schema. Absent always means: as the preset has it. Longer than most: every form with the spec that it makes.
+is of one plain type here, without null and without a default in the schema. Absent always means: as the preset has it.
+Longer than most: every form with the spec that it makes.
 """
 
 from __future__ import annotations

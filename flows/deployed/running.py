@@ -180,9 +180,10 @@ def later_night() -> str | None:
         found = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(state=waiting, expected_start_time=after), deployment_filter=own, limit=50
         )
-        later = [one for one in found if one.expected_start_time and due and one.expected_start_time > due]
-        if same := [one for one in later if one.parameters == this.parameters]:
-            return f"run {same[0].name!r} of the same plan is later, and due: one night does for both"
+        for one in found:
+            is_later = one.expected_start_time is not None and due is not None and one.expected_start_time > due
+            if is_later and one.parameters == this.parameters:
+                return f"run {one.name!r} of the same plan is later, and due: one night does for both"
     return None
 
 

@@ -35,6 +35,10 @@ class Service:
     log: str
 
     @property
+    def is_worker(self) -> bool:
+        return self.name.startswith("worker ")
+
+    @property
     def is_alive(self) -> bool:
         return start_of(self.pid) == self.started
 

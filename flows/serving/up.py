@@ -9,24 +9,28 @@ Invariant: a second `up` starts only what is not running, and `down` ends exactl
 
 from __future__ import annotations
 
-import base64
-import configparser
 import fcntl
-import io
 import ipaddress
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from flows.run import quiet_prefect
+from flows.serving.authentication import (
+    LOOPBACK,
+    PREFECT_AUTH,
+    administrator,
+    check_address,
+    mlflow_environment,
+    take_password,
+)
 from flows.serving.deploy import CPU_POOL, POOL, deploy, is_registered, make_pools
 from flows.serving.services import Service, end_all_with, port_again, port_of, start, stop_all, wait_for
 from mot_core.artifacts import Store
@@ -36,10 +40,6 @@ from mot_core.provenance import code_version
 
 STATE = "up.json"
 START_SECONDS = 180.0
-LOOPBACK = "127.0.0.1"
-PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
-MLFLOW_AUTH = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-MLFLOW_USERS, MLFLOW_PASSWORD = "mlflow-auth.db", "mlflow-auth.txt"
 HOME_OF = "MOT_UP_SERVICE"
 """The variable, in the environment of all that runs below a service, that says whose and which it is."""
 
@@ -94,13 +94,11 @@ def up(options: UpOptions) -> dict[str, str]:
         _start_mlflow(options, home, store, state, environment)
         links = _addresses(state)
         if any(links[name] != address for name, address in before.items()):
-            stop_all(
-                [one for name, one in state.services.items() if name.startswith("worker")]
-            )  # they know the old ones
+            stop_all([one for one in state.services.values() if one.is_worker])  # they ask the old ones
         for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
             wait_for(state.services[name], lambda name=name, path=path: answers(links[name] + path), START_SECONDS)  # type: ignore[misc]
-        if administrator() is not None:
-            take_password(home, links["mlflow"])
+        if (known := administrator()) is not None:
+            take_password(home, links["mlflow"], *known)
         environment |= {
             "PREFECT_API_URL": links["prefect"] + "/api", "MLFLOW_TRACKING_URI": links["mlflow"],
             "MOT_STORE": str(store.root), "MOT_DIRECTORY": str(Path.cwd()),
@@ -117,15 +115,12 @@ def down(home: Path) -> list[str]:
         return []
     with _locked(home):
         state = read_state(home)
-        services = list(state.services.values())
-        workers = [service for service in services if service.name.startswith("worker")]
-        ended = [one.name for one in stop_all(workers)]
-        # Before the servers, so that runs can tell them of their end: also those whose worker was killed.
-        is_worker = {name for name in state.services if name.startswith("worker")}
-        left = [pid for name in is_worker for pid in end_all_with(HOME_OF, f"{home} {name}")]
-        ended += [one.name for one in stop_all([service for service in services if service not in workers])]
-        for name in set(state.services) - is_worker:
-            left += end_all_with(HOME_OF, f"{home} {name}")
+        ended, left = list[str](), list[int]()
+        for workers in (True, False):  # workers first, so that runs can tell the servers of their end
+            group = [one for one in state.services.values() if one.is_worker is workers]
+            ended += [one.name for one in stop_all(group)]
+            for one in group:  # what it left if it was killed before
+                left += end_all_with(HOME_OF, f"{home} {one.name}")
         write_state(home, State(registered=state.registered))
     return [*ended, *([f"{len(left)} process(es) that were left of runs or of killed services"] if left else [])]
 
@@ -148,24 +143,6 @@ def _check_same(home: Path, state: State, wanted: dict[str, Any]) -> None:
         told = "; ".join(f"{name} is {was}, asked for is {wanted[name]}" for name, was in other.items())
         raise SpecError(f"{', '.join(running)} of {home} run with other options ({told}); mot down first")
     state.options = wanted
-
-
-def check_address(host: str) -> None:
-    """Raise `SpecError` unless an address is loopback, or both servers ask who is there."""
-    try:
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    except ValueError:
-        raise SpecError(
-            f"--host {host!r} is no address; expected one such as {LOOPBACK} (a name could mean several)"
-        ) from None
-    missing = [name for name in (PREFECT_AUTH, *MLFLOW_AUTH) if not os.environ.get(name)]
-    if missing:
-        raise SpecError(
-            f"--host {host} is reached from other machines, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
-            f"not set: whoever finds the port could run code here. Set {PREFECT_AUTH} (user:password, Prefect's) and "
-            f"{' and '.join(MLFLOW_AUTH)} (MLflow's administrator), or stay on {LOOPBACK} and use an SSH tunnel"
-        )
 
 
 def environment_of(home: Path) -> dict[str, str]:
@@ -216,9 +193,9 @@ def _start_mlflow(options: UpOptions, home: Path, store: Store, state: State, en
     ]  # fmt: skip
     # Its job queues, nine processes for features that nothing here uses, are left out.
     environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    if administrator() is not None:
+    if (known := administrator()) is not None:
         command += ["--app-name", "basic-auth"]
-        environment = environment | _mlflow_authentication(home)
+        environment = environment | mlflow_environment(home, *known)
     if not ipaddress.ip_address(options.host).is_loopback:
         command += ["--allowed-hosts", "*"]  # by whatever name this machine is known there: it asks who is there
     _start(home, state, "mlflow", command, environment, url)
@@ -231,75 +208,6 @@ def _start(
     log = home / "logs" / f"{name.removeprefix('worker ')}{'-worker' if name.startswith('worker ') else ''}.log"
     state.services[name] = start(name, command, {**environment, HOME_OF: f"{home} {name}"}, log, url)
     write_state(home, state)
-
-
-def administrator() -> tuple[str, str] | None:
-    """MLflow's administrator and password, where the environment names both: then it asks who is there."""
-    user, password = (os.environ.get(name) for name in MLFLOW_AUTH)
-    return (user, password) if user and password else None
-
-
-def take_password(home: Path, url: str) -> None:
-    """See that MLflow takes the administrator's password: it keeps the one that it was first started with, so another one is
-    set with the one before, which HOME knows.
-
-    Raises:
-        SpecError: MLflow takes neither.
-    """
-    new, known = administrator(), home / MLFLOW_PASSWORD
-    assert new is not None
-    before = known.read_text() if known.is_file() else ""
-    if not _accepts(url, *new):
-        body = json.dumps({"username": new[0], "password": new[1], "current_password": before}).encode()
-        if (
-            not before
-            or not _accepts(url, new[0], before, "users/update-password", body, "PATCH")
-            or not _accepts(url, *new)
-        ):
-            raise SpecError(
-                f"MLflow at {url} does not take {MLFLOW_AUTH[1]} for user {new[0]!r}, which it has known with another password; "
-                f"set that one, or remove {home / MLFLOW_USERS} while nothing runs (with it go MLflow's other accounts)"
-            )
-    if before != new[1]:
-        _write_private(known, new[1])
-
-
-def _accepts(
-    url: str, user: str, password: str, path: str = "experiments/search?max_results=1", body: bytes | None = None,
-    method: str = "GET",
-) -> bool:  # fmt: skip
-    """Whether MLflow does what a user asks."""
-    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
-    headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
-    try:
-        with urlopen(Request(f"{url}/api/2.0/mlflow/{path}", body, headers, method=method), timeout=30) as answer:
-            return bool(answer.status == 200)
-    except HTTPError as error:
-        with error:
-            if error.code in (401, 403):
-                return False
-            raise StoreError(f"MLflow at {url}: {path}: {error}") from None
-
-
-def _write_private(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-
-
-def _mlflow_authentication(home: Path) -> dict[str, str]:
-    """MLflow's administrator and session key, in a file that only its owner reads."""
-    user, password = administrator() or ("", "")
-    config = configparser.ConfigParser(interpolation=None)
-    config["mlflow"] = {
-        "default_permission": "READ", "database_uri": f"sqlite:///{home / MLFLOW_USERS}",
-        "admin_username": user, "admin_password": password,
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-    }  # fmt: skip
-    path = home / "mlflow-auth.ini"
-    text = io.StringIO()
-    config.write(text)
-    _write_private(path, text.getvalue())
-    return {"MLFLOW_AUTH_CONFIG_PATH": str(path), "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32)}
 
 
 def _register(home: Path, state: State, environment: dict[str, str]) -> None:

@@ -4,8 +4,8 @@ It reads commands from standard input and writes events to standard output, a JS
     in   {"job": id, "steps": [...], "store": path, "settings": {...}, "logs": [...]}   {"kill": id}   {"halt": true}
     out  {"ready": pid}   {"job": id, "line": text}   {"job": id, "event": ...}   {"job": id, "exit": code}
 End of input means that the flow process is gone: every worker is killed. The parent has one thread, so that
-forking is safe; it never runs torch code itself. A log that cannot be written, on a full disk, ends nothing. What a worker prints and raises passes here, without secrets and with
-every hidden character visible.
+forking is safe; it never runs torch code itself. A log that cannot be written, on a full disk, ends nothing. What a worker
+prints and raises passes here, without secrets and with every hidden character visible.
 """
 
 from __future__ import annotations

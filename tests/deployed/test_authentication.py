@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from flows.serving.up import MLFLOW_AUTH, PREFECT_AUTH
+from flows.serving.authentication import MLFLOW_AUTH, PREFECT_AUTH
 from tests.serving import authorization, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -48,10 +48,9 @@ def test_servers_that_ask_who_is_there_serve_a_run_and_nobody_else(tmp_path: Pat
         known = Request(addresses[1], headers=authorization(f"ann:{MLFLOW_PASSWORD}"))
         with urlopen(known, timeout=30) as answer:
             assert json.load(answer)["experiment"]["name"] == "smoke"
-        secrets = {served.home / "mlflow-auth.ini", served.home / "mlflow-auth.txt"}
-        for secret in secrets:
-            assert stat.S_IMODE(secret.stat().st_mode) == 0o600 and MLFLOW_PASSWORD in secret.read_text()
-        for path in (one for one in tmp_path.rglob("*") if one.is_file() and one not in secrets):
+        secret = served.home / "mlflow-auth.ini"
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600 and MLFLOW_PASSWORD in secret.read_text()
+        for path in (one for one in tmp_path.rglob("*") if one.is_file() and one != secret):
             text = path.read_bytes()
             assert PREFECT_PASSWORD.encode() not in text and MLFLOW_PASSWORD.encode() not in text, path
 
@@ -66,3 +65,4 @@ def test_servers_that_ask_who_is_there_serve_a_run_and_nobody_else(tmp_path: Pat
             urlopen(Request(again, headers=authorization(f"ann:{MLFLOW_PASSWORD}")), timeout=30)
         with refused.value as answer:
             assert answer.code == 401
+        assert MLFLOW_PASSWORD not in secret.read_text() and stat.S_IMODE(secret.stat().st_mode) == 0o600

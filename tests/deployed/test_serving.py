@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from flows.serving.authentication import MLFLOW_AUTH, PREFECT_AUTH, check_address
 from flows.serving.deploy import prefect_file
 from flows.serving.services import Service, found_with, free_port, port_again, start, start_of, stop_all, wait_for
 from flows.serving.up import (
     HOME_OF,
-    MLFLOW_AUTH,
-    PREFECT_AUTH,
     State,
     UpOptions,
-    check_address,
     down,
     read_state,
     up,
