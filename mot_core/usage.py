@@ -93,6 +93,9 @@ class _Watch:
                 over = self._done.wait(self.interval)
                 if not over or not self.rows or time.monotonic() - self._before[0] >= SHORTEST:
                     self._look()
+                else:
+                    # Too soon for a row of its own, yet the last one says how far the step came.
+                    self.rows[-1].update(self.progress)
                 if over:
                     return
         except Exception as error:

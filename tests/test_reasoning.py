@@ -199,7 +199,7 @@ def test_parts_are_written_and_parsed_alike(reasoning: str, content: str) -> Non
      "<think>" * 30_000, "<answer>" * 20_000 + "</answer>" * 20_000, "`<think>`" * 20_000, "**final answer**\n" * 20_000],
 )  # fmt: skip
 def test_hostile_text_takes_linear_time(text: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     parse_completion(text)
     parse_completion("<think>r</think>" + text)
-    assert time.process_time() - started < 2.0  # the slowest takes 0.06 s; a quadratic pattern takes minutes
+    assert time.thread_time() - started < 20.0  # the slowest takes 0.06 s; a quadratic pattern takes minutes

@@ -93,6 +93,17 @@ def test_a_long_step_is_looked_at_less_often(tmp_path: Path, monkeypatch: pytest
     assert max(gaps) > 0.015  # from a thousandth of a second on
 
 
+def test_the_last_row_says_how_far_the_step_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the step ends so soon after a row that another would stand for next to no time."""
+    monkeypatch.setattr(usage, "FIRST_INTERVAL", 0.001)
+    monkeypatch.setattr(usage, "SHORTEST", 1_000.0)
+    with watched(tmp_path / "usage.jsonl", ()) as note:
+        time.sleep(0.2)
+        monkeypatch.setattr(usage._Watch, "_look", lambda watch: None)
+        note({"event": "progress", "done": 8, "unit": "steps"})
+    assert [row.get("done") for row in read_usage(tmp_path / "usage.jsonl")][-2:] == [None, 8]
+
+
 def test_gpus_are_read_through_the_driver_in_the_jobs_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -103,9 +103,9 @@ def test_what_settles_a_completion(text: str, finish_reason: str, verdict: Verdi
     ],
 )  # fmt: skip
 def test_extraction_is_linear(text: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     assert extract(text, "stop")[0] in (Verdict.UNPARSEABLE, Verdict.TRUNCATED)
-    assert time.process_time() - started < 2.0
+    assert time.thread_time() - started < 20.0  # the slowest takes 1 s, a quadratic pattern many minutes
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_extraction_is_linear(text: str) -> None:
     ["{" * 999, "\\text{" * 160, "$" * 999, "*" * 999, "(" * 999, "1," * 499, " " * 999, "A" * 999, "\\boxed{A}" * 100],
 )
 def test_own_graders_are_bounded(text: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     assert not same_integer("", "42", text) and not same_choice("", "B", text) and not same_text("", "b", text)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 5.0  # each takes a thousandth; an exponential pattern never ends
 
 
 @pytest.mark.parametrize(
