@@ -86,8 +86,26 @@ def _secrets() -> Iterator[str]:
         if is_secret(name):
             yield value.strip()
             yield from map(str.strip, value.split("\n"))  # what a worker prints is masked a line at a time
+            yield from _of_json(value)
         if "://" in value and "@" in value:
             yield from _of_url(value)
+
+
+def _of_json(text: str) -> Iterator[str]:
+    """What a credential that is written as a JSON object holds under names of secrets, and each line of it."""
+    if not text.lstrip().startswith("{"):
+        return
+    with contextlib.suppress(ValueError, RecursionError):
+        waiting = [("", json.loads(text))]
+        while waiting:
+            name, value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += value.items()
+            elif isinstance(value, list):
+                waiting += [(name, one) for one in value]
+            elif isinstance(value, str) and is_secret(name):
+                yield value.strip()
+                yield from map(str.strip, value.split("\n"))
 
 
 def _of_url(url: str) -> Iterator[str]:
@@ -111,9 +129,8 @@ def _forms(secret: str) -> Iterator[str]:
     raw = secret.encode("utf-8", "surrogateescape")  # a variable may hold any bytes
     yield from (secret, raw.decode(errors="replace"), json.dumps(secret)[1:-1])
     yield from (quote(raw), quote(raw, safe=""), quote_plus(raw))
-    for before in range(
-        3
-    ):  # where it begins among three bytes decides its letters; those of its ends depend on neighbours
+    # Where it begins among three bytes decides its letters; those of its ends depend on neighbours.
+    for before in range(3):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             letters = encode(b"\0" * before + raw).decode()
             whole = (len(raw) + before) * 8 // 6

@@ -102,6 +102,18 @@ def test_a_secret_of_several_lines_is_hidden_line_by_line(monkeypatch: pytest.Mo
     assert masked(f"<{value.strip()}>") == masked(f"<{json.dumps(value.strip())[1:-1]}>") == f"<{HIDDEN}>"
 
 
+def test_what_a_json_credential_holds_is_hidden_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----\n"
+    account = {"type": "service_account", "private_key": key, "nested": [{"refresh_token": ["1//0gLongRefresh"]}]}
+    monkeypatch.setenv("CLOUD_CREDENTIALS", json.dumps(account, indent=1))
+    assert masked(f"key\n{key}") == f"key\n{HIDDEN}\n"
+    assert masked("MIIEvQIBADANBgkq, 1//0gLongRefresh") == f"{HIDDEN}, {HIDDEN}"
+    assert masked("of type service_account") == "of type service_account"
+    for damaged in ('{"private_key": ', "{" * 100_000, '{"a":' * 20_000 + "1" + "}" * 20_000):
+        monkeypatch.setenv("CLOUD_CREDENTIALS", damaged)
+        assert masked("a line") == "a line"
+
+
 def test_a_short_value_stays_since_it_may_be_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "none")
     assert masked("none of it") == "none of it"
