@@ -227,6 +227,7 @@ def test_engines_side_by_side_share_the_requests(
     written: Path, tmp_path: Path, pico_models: Path, cache: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_FAKE_STEP_MS", "2")
+    monkeypatch.setenv("VLLM_FAKE_DIE_AFTER", "57")  # more than is left once the other has its eight
     monkeypatch.setattr(vllm_process, "IN_FLIGHT", 8)
     completer = VllmCompleter(
         source(pico_models / "student", cache, tmp_path, engine={"data_parallel_size": 2}, threads=2)
@@ -235,7 +236,7 @@ def test_engines_side_by_side_share_the_requests(
     pids = notes(written, "pid")
     assert len(set(pids)) == 2
     assert [known["OMP_NUM_THREADS"] for known in notes(written, "environment")] == ["1", "1"]
-    assert notes(written, "most").count(8) >= 2  # both were full
+    assert set(notes(written, "most")) == {8}  # full from its first step on
     assert completer.facts()["data_parallel_size"] == 2
     cache.close()
     assert not any(map(is_alive, pids))
@@ -274,9 +275,7 @@ def test_nothing_of_an_engine_outlives_a_killed_core_process(
         time.sleep(0.5)
         assert is_alive(engine)  # and waits: only the watcher gives back what it shares
         os.kill(watcher, signal.SIGCONT)
-        killed = time.monotonic()
-        wait_until(lambda: not any(map(is_alive, left)), 10.0, "every process of the engine has ended")
-        assert time.monotonic() - killed < 10.0
+        wait_until(lambda: not any(map(is_alive, left)), 60.0, "every process of the engine has ended")
     assert not shared.exists()
     assert list(written.parent.glob("vllm-*/")) == []  # its temporary directory
 
@@ -291,23 +290,24 @@ def test_a_killed_watcher_or_engine_leaves_nothing_either(
     watcher = next(pid for pid in workers_of(os.getpid()) if pid != engine)
     os.kill(watcher if whose == "watcher" else engine, signal.SIGKILL)
     # A fake engine answers three requests sooner than the kernel may end it.
-    wait_until(lambda: not is_alive(engine) and not is_alive(watcher), 5.0, "both have ended")
+    wait_until(lambda: not is_alive(engine) and not is_alive(watcher), 60.0, "both have ended")
     with pytest.raises(WorkerError, match="vLLM ended by signal 9" if whose == "engine" else "vLLM ended"):
         ask(completer, requests(3))
 
 
 def test_a_process_forked_meanwhile_keeps_no_engine_alive(
-    written: Path, tmp_path: Path, pico_models: Path, cache: ModelCache
+    written: Path, tmp_path: Path, pico_models: Path, cache: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(vllm_process, "CLOSE_SECONDS", 120.0)  # half of it is waited before the engine is killed
     ask(VllmCompleter(source(pico_models / "student", cache, tmp_path)), requests(3))
     heir = os.fork()  # it has every pipe of the engine's open
     if heir == 0:
-        time.sleep(60.0)
+        time.sleep(600.0)
         os._exit(0)
     try:
         started = time.monotonic()
         cache.close()
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 30.0
         assert not any(map(is_alive, notes(written, "pid")))
     finally:
         os.kill(heir, signal.SIGKILL)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from mot_core.grading.verdicts import UngradableGold
 
@@ -18,6 +19,21 @@ def same(family: str, gold: str, answer: str) -> bool:
 def slow(family: str, gold: str, answer: str) -> bool:
     """Takes as many seconds as the answer says."""
     time.sleep(float(answer))
+    return True
+
+
+def meet(family: str, gold: str, answer: str) -> bool:
+    """Waits for another: true once two answers are being graded at the same time that name this directory."""
+    (Path(answer) / gold).touch()
+    while sum(1 for _ in Path(answer).iterdir()) < 2:
+        time.sleep(0.01)
+    return True
+
+
+def parent(family: str, gold: str, answer: str) -> bool:
+    """Starts a process, leaves its id as a name in the directory that the answer names, and never ends."""
+    (Path(answer) / str(subprocess.Popen(["sleep", "1000"]).pid)).touch()
+    time.sleep(1000)
     return True
 
 
@@ -42,9 +58,6 @@ def moody(family: str, gold: str, answer: str) -> bool:
         raise ZeroDivisionError("no such luck")
     if answer == "print":
         print("noise on standard output", flush=True)
-    if answer == "child":
-        subprocess.Popen(["sleep", "1000"])
-        time.sleep(1000)
     return gold == answer or answer == "print"
 
 

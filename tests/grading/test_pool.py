@@ -21,11 +21,15 @@ from tests.processes import ROOT, descendants, is_alive, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 MOODY = "tests.grading.graders:moody"
+SLOW = "tests.grading.graders:slow"
+MEET = "tests.grading.graders:meet"
+PARENT = "tests.grading.graders:parent"
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[GradingPool]:
-    with GradingPool(num_workers=2, seconds=1.0, memory_bytes=1 << 29) as pool:
+    """Nothing that it is asked takes as long as its limit, on however busy a machine."""
+    with GradingPool(num_workers=2, seconds=60.0, memory_bytes=1 << 29) as pool:
         yield pool
 
 
@@ -37,11 +41,22 @@ def told(graded: list[Graded]) -> list[tuple[str, str]]:
     return [(one.verdict.value, one.detail) for one in graded]
 
 
-def test_every_misbehaviour_is_told_and_the_rest_is_graded(pool: GradingPool) -> None:
-    answers = ["ok", "hang", "no", "hog", "grow", "die", "exit", "leave", "raise", "print", "child", "ok"]
+def below(pool: GradingPool) -> set[int]:
+    """Every process below a pool's warden."""
+    assert pool._process is not None
+    return set(descendants(pool._process.pid))
+
+
+def both_workers(pool: GradingPool, meeting: Path) -> set[int]:
+    """The two workers of a pool, which have just been busy at the same time."""
+    assert told(pool.grade([boxed(str(meeting), name, MEET) for name in ("one", "two")])) == [("correct", "")] * 2
+    return below(pool)
+
+
+def test_every_misbehaviour_is_told_and_the_rest_is_graded(pool: GradingPool, tmp_path: Path) -> None:
+    answers = ["ok", "no", "hog", "grow", "die", "exit", "leave", "raise", "print", "ok"]
     assert told(pool.grade([boxed(answer) for answer in answers])) == [
         ("correct", ""),
-        ("grader_failed", "1 s limit"),
         ("incorrect", ""),
         ("grader_failed", "memory limit"),
         ("grader_failed", "memory limit"),
@@ -50,41 +65,46 @@ def test_every_misbehaviour_is_told_and_the_rest_is_graded(pool: GradingPool) ->
         ("grader_failed", "worker died (exit code 4)"),
         ("grader_failed", "ZeroDivisionError"),
         ("correct", ""),
-        ("grader_failed", "1 s limit"),
         ("correct", ""),
     ]
-    assert pool._process is not None
-    # What a grader started ended with its worker, and both workers are there again.
-    wait_until(lambda: len(descendants(pool._process.pid)) == 2, 5.0, "two workers and nothing else")  # type: ignore[union-attr]
+    assert len(both_workers(pool, tmp_path)) == 2
 
 
-def test_math_meets_both_limits(pool: GradingPool) -> None:
-    items = [boxed(answer, "4", "math") for answer in ("5^{5^{5^{5^5}}}", "10^{10^{10}}!", "2+2")]
-    assert told(pool.grade(items)) == [
-        ("grader_failed", "1 s limit"), ("grader_failed", "memory limit"), ("correct", "")
-    ]  # fmt: skip
+def test_what_never_ends_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    with GradingPool(num_workers=2, seconds=1.0, memory_bytes=1 << 29) as hasty:
+        items = [boxed("hang"), boxed(str(tmp_path), grader=PARENT), boxed("5^{5^{5^{5^5}}}", "4", "math")]
+        assert told(hasty.grade(items)) == [("grader_failed", "1 s limit")] * 3
+        wait_until(lambda: len(below(hasty)) == 2, 60.0, "two workers")
+        # On a busy machine a worker may get no core before it is ended: then another is asked.
+        while not any(tmp_path.iterdir()):
+            hasty.grade([items[1]])
+        started = [int(path.name) for path in tmp_path.iterdir()]
+        wait_until(lambda: not any(map(is_alive, started)), 60.0, "what a grader started ends with its worker")
+        wait_until(lambda: told(hasty.grade([boxed("ok")])) == [("correct", "")], 60.0, "an answer in time")
 
 
-def test_a_killed_worker_is_replaced(pool: GradingPool) -> None:
-    pool.grade([boxed("ok")])
-    assert pool._process is not None
-    warden = pool._process.pid
-    before = set(descendants(warden))
+def test_math_meets_the_memory_limit(pool: GradingPool) -> None:
+    items = [boxed(answer, "4", "math") for answer in ("10^{10^{10}}!", "2+2")]
+    assert told(pool.grade(items)) == [("grader_failed", "memory limit"), ("correct", "")]
+
+
+def test_a_killed_worker_is_replaced(pool: GradingPool, tmp_path: Path) -> None:
+    before = both_workers(pool, tmp_path)
+    assert len(before) == 2
     for worker in before:
         os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: len(set(descendants(warden)) - before) == 2, 5.0, "two new workers")
+    wait_until(lambda: len(below(pool) - before) == 2, 60.0, "two new workers")
     assert told(pool.grade([boxed("ok"), boxed("no")])) == [("correct", ""), ("incorrect", "")]
 
 
 def test_order_is_kept_and_equal_answers_are_asked_once() -> None:
-    with GradingPool(num_workers=3, seconds=10.0) as pool:
+    with GradingPool(num_workers=3, seconds=60.0) as pool:
         delays = ["0.3", "0.1", "0.2", "0", "0.3", "0.1"] * 5
-        started = time.monotonic()
-        graded = pool.grade([boxed(delay, grader="tests.grading.graders:slow") for delay in delays])
+        graded = pool.grade([boxed(delay, grader=SLOW) for delay in delays])
     assert [one.extracted for one in graded] == delays
     assert {one.verdict for one in graded} == {Verdict.CORRECT}
-    assert 0.25 <= graded[0].seconds < 2.0 and graded[0] is graded[4]
-    assert time.monotonic() - started < 8.0
+    assert 0.25 <= graded[0].seconds < 10.0
+    assert graded[0] is graded[4] is graded[24]
 
 
 def test_eight_threads_share_a_pool(pool: GradingPool) -> None:
@@ -100,7 +120,7 @@ def test_eight_threads_share_a_pool(pool: GradingPool) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(240)
     assert sorted(results) == list(range(8))
     for graded in results.values():
         assert [one.verdict.value for one in graded] == ["correct"] * 15 + ["incorrect"] * 15
@@ -177,9 +197,10 @@ def test_a_closed_pool_refuses_and_a_dead_warden_is_told() -> None:
     pool = GradingPool(num_workers=1)
     pool.grade([boxed("ok")])
     assert pool._process is not None
-    below = [pool._process.pid, *descendants(pool._process.pid)]
-    os.kill(pool._process.pid, signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, below)), 5.0, "workers end with their warden")
+    warden = pool._process.pid
+    alive = [warden, *below(pool)]
+    os.kill(warden, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, alive)), 60.0, "workers end with their warden")
     with pytest.raises(WorkerError, match="the grading (warden ended|pool is closed)"):
         pool.grade([boxed("no")])
     pool.close()
@@ -187,13 +208,19 @@ def test_a_closed_pool_refuses_and_a_dead_warden_is_told() -> None:
         pool.grade([boxed("ok")])
 
 
-def test_a_call_that_waits_is_told_when_the_warden_dies() -> None:
-    with GradingPool(num_workers=1, seconds=60.0) as pool:
-        pool.grade([boxed("ok")])
-        assert pool._process is not None
-        threading.Timer(0.5, os.kill, (pool._process.pid, signal.SIGKILL)).start()
+def test_a_call_that_waits_is_told_when_the_warden_dies(tmp_path: Path) -> None:
+    with GradingPool(num_workers=1, seconds=600.0) as pool:
+
+        def kill() -> None:
+            wait_until(lambda: any(tmp_path.iterdir()), 60.0, "the answer is being graded")
+            assert pool._process is not None
+            os.kill(pool._process.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
         with pytest.raises(WorkerError, match="the grading warden ended while answers were graded"):
-            pool.grade([boxed("hang")])
+            pool.grade([boxed(str(tmp_path), grader=MEET)])
+        killer.join()
 
 
 _CLIENT = """
@@ -215,18 +242,18 @@ def test_nothing_outlives_a_killed_client(tmp_path: Path, how: signal.Signals) -
     client = subprocess.Popen([sys.executable, "-c", _CLIENT], stdout=subprocess.PIPE, cwd=ROOT)
     assert client.stdout is not None
     warden = json.loads(client.stdout.readline())
-    wait_until(lambda: len(descendants(warden)) == 2, 10.0, "two busy workers")
+    wait_until(lambda: len(descendants(warden)) == 2, 60.0, "two busy workers")
     time.sleep(1.5)  # longer than the warden's look at its client
     assert is_alive(warden)
-    below = [warden, *descendants(warden)]
+    alive = [warden, *descendants(warden)]
     client.send_signal(how)
     client.wait()
     client.stdout.close()
-    wait_until(lambda: not any(map(is_alive, below)), 5.0, "warden and workers end with their client")
+    wait_until(lambda: not any(map(is_alive, alive)), 60.0, "warden and workers end with their client")
 
 
 def test_closing_ends_everything_even_a_worker_that_hangs() -> None:
-    pool = GradingPool(num_workers=2, seconds=60.0)
+    pool = GradingPool(num_workers=2, seconds=600.0)
     failed: list[type[BaseException]] = []
 
     def go() -> None:
@@ -239,9 +266,9 @@ def test_closing_ends_everything_even_a_worker_that_hangs() -> None:
     assert pool._process is not None
     thread = threading.Thread(target=go)
     thread.start()
-    wait_until(lambda: len(descendants(pool._process.pid)) == 2, 10.0, "two busy workers")  # type: ignore[union-attr]
-    below = [pool._process.pid, *descendants(pool._process.pid)]
+    wait_until(lambda: len(below(pool)) == 2, 60.0, "two busy workers")
+    alive = [pool._process.pid, *below(pool)]
     pool.close()
-    thread.join(10)
+    thread.join(60)
     assert failed == [WorkerError]
-    assert not any(map(is_alive, below))
+    assert not any(map(is_alive, alive))
