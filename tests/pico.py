@@ -170,8 +170,8 @@ class Chatty(Scripted):
 
 
 class Unhurried(Scripted):
-    """A teacher that takes half a second, so that a test can act while its step is computed."""
+    """A teacher that takes two seconds, so that a test can act while its step is computed."""
 
     def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
-        time.sleep(0.5)
+        time.sleep(2.0)
         super().complete(requests, accept, progress)

@@ -22,7 +22,7 @@ from tests.sft.branches import branch
 
 pytestmark = pytest.mark.timeout(600)
 DAY = 86_400.0
-EXPIRY_SECONDS = 4.0
+EXPIRY_SECONDS = 8.0
 LONG = 240.0
 
 

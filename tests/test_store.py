@@ -189,7 +189,7 @@ def racer(store: Store, executions: Path, seconds: float) -> subprocess.Popen[st
 def test_two_processes_never_do_one_step_twice(store: Store, tmp_path: Path) -> None:
     executions = tmp_path / "executions"
     racers = [racer(store, executions, 0.5) for _ in range(3)]
-    outputs = sorted(process.communicate(timeout=60)[0].split()[0] for process in racers)
+    outputs = sorted(process.communicate(timeout=300)[0].split()[0] for process in racers)
     pids = executions.read_text().split()
     assert outputs == ["reused", "reused", "run"] and len(pids) == 1
 
@@ -197,14 +197,14 @@ def test_two_processes_never_do_one_step_twice(store: Store, tmp_path: Path) -> 
 def test_a_dead_holders_lock_is_free_at_once(store: Store, tmp_path: Path) -> None:
     executions = tmp_path / "executions"
     holder = racer(store, executions, 600.0)
-    wait_until(executions.exists, 60.0, "the holder computes")
+    wait_until(executions.exists, 300.0, "the holder computes")
     held = json.loads((store.root / "locks" / STEP.identity / "1").read_text())
     assert held["process"]["pid"] == holder.pid
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
     began = time.monotonic()
     made = store.obtain(Step("problems", {"seed": 1}), write_three)
-    assert not made.reused and time.monotonic() - began < 20.0  # its lease would last for 60 s
+    assert not made.reused and time.monotonic() - began < 45.0  # its lease would last for 60 s
 
 
 def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mot_core.prepare import world_of
 from mot_core.spec import Experiment
 from mot_core.usage import MAX_ROWS, read_usage, watched
 from mot_core.workers.pool import WorkerPool
+from tests.processes import wait_until
 
 
 def test_a_worker_leaves_its_use_beside_its_log_and_not_in_what_it_publishes(
@@ -74,12 +75,14 @@ def test_the_whole_tree_of_processes_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_busy_process_is_seen_as_busy(tmp_path: Path) -> None:
+    started = time.monotonic()
     with watched(tmp_path / "usage.jsonl", ()):
         end = time.process_time() + 1.0
         while time.process_time() < end:
             pass
     rows = read_usage(tmp_path / "usage.jsonl")
-    assert max(row["cpu_percent"] for row in rows) > 5.0
+    share = 100.0 / len(os.sched_getaffinity(0)) / (time.monotonic() - started)
+    assert max(row["cpu_percent"] for row in rows) >= 0.8 * share
 
 
 def test_a_long_step_is_looked_at_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,10 +101,11 @@ def test_the_last_row_says_how_far_the_step_came(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(usage, "FIRST_INTERVAL", 0.001)
     monkeypatch.setattr(usage, "SHORTEST", 1_000.0)
     with watched(tmp_path / "usage.jsonl", ()) as note:
-        time.sleep(0.2)
+        rows = note.__self__.rows  # type: ignore[attr-defined]
+        wait_until(lambda: len(rows) >= 1, 60.0, "a row")
         monkeypatch.setattr(usage._Watch, "_look", lambda watch: None)
         note({"event": "progress", "done": 8, "unit": "steps"})
-    assert [row.get("done") for row in read_usage(tmp_path / "usage.jsonl")][-2:] == [None, 8]
+    assert read_usage(tmp_path / "usage.jsonl")[-1]["done"] == 8
 
 
 def test_gpus_are_read_through_the_driver_in_the_jobs_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ def test_cancel_on_the_page_ends_the_processes(page: Page, served: Served) -> No
     prefect.sees(re.compile("^Running$"))
     children = {one: start_of(one) for one in descendants(pid)}
     prefect.act("Cancel", "Cancel Flow Run")
-    wait_until(lambda: served.run(run)["state_type"] in ("CANCELLING", "CANCELLED"), 20, "the page's request")
-    wait_until(lambda: not any(start_of(one) == began for one, began in children.items()), 10, "the children's end")
+    wait_until(lambda: served.run(run)["state_type"] in ("CANCELLING", "CANCELLED"), 120, "the page's request")
+    wait_until(lambda: not any(start_of(one) == began for one, began in children.items()), 60, "the children's end")
     served.ends(run, "CANCELLED")
     prefect.sees(re.compile("^Cancelled$"))
 

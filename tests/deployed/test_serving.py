@@ -112,7 +112,10 @@ def test_one_that_hears_nothing_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_service_that_ends_at_its_start_is_told_with_its_last_words(tmp_path: Path) -> None:
-    service = start("broken", [sys.executable, "-c", "raise SystemExit('no such port')"], os.environ, tmp_path / "log")
+    go = tmp_path / "go"
+    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nraise SystemExit('no such port')"
+    service = start("broken", [sys.executable, "-c", code], os.environ, tmp_path / "log")
+    go.touch()
     with pytest.raises(WorkerError, match=r"broken has ended; the end of .*log:\nno such port"):
         wait_for(service, lambda: False, 30)
 

@@ -139,12 +139,12 @@ def measured(store: Store, folder: Path, tmp_path_factory: pytest.TempPathFactor
     def workers() -> list[int]:
         return [pid for pid, command in descendants(process.pid).items() if "harness_worker" in command]
 
-    wait_until(lambda: bool(workers()) or process.poll() is not None, 120, "the harness's process")
+    wait_until(lambda: bool(workers()) or process.poll() is not None, 600, "the harness's process")
     below = workers()
     assert below, "the step ended before its harness was seen"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wait_until(lambda: not any(map(is_alive, below)), 20, "the harness to end with its step")
+    wait_until(lambda: not any(map(is_alive, below)), 60, "the harness to end with its step")
     assert store.find(step.identity) is None
     return computed(store, step)
 

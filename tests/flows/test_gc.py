@@ -150,6 +150,7 @@ def test_keep_all_brings_back_what_was_removed_and_a_forgotten_run_goes(pico_mod
     assert list((store.root / "requests").iterdir()), "answers were paid for"
 
 
+@pytest.mark.usefixtures("prefect_api")
 def test_a_run_in_progress_keeps_removals_out_and_a_killed_one_goes_on(
     pico_models: Path, tmp_path: Path, drive_environment: dict[str, str]
 ) -> None:
@@ -157,9 +158,10 @@ def test_a_run_in_progress_keeps_removals_out_and_a_killed_one_goes_on(
     spec_file, log, store = write_spec(tmp_path / "spec.yaml", document), tmp_path / "log", Store(tmp_path / "store")
     process = start_driver(spec_file, store.root, drive_environment, log)
     wait_until(lambda: any(one.kind == "merge" for one in store.manifests()), 600.0, "the first merge")
+    os.kill(process.pid, signal.SIGSTOP)  # so that it is not over before the other process has begun
     refused = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "flows", "gc", "--store", str(store.root)],
-        capture_output=True, text=True, cwd=ROOT, env=drive_environment, timeout=120,
+        capture_output=True, text=True, cwd=ROOT, env=drive_environment, timeout=600,
     )  # fmt: skip
     assert refused.returncode == 1 and process.poll() is None, log.read_text()[-2000:]
     assert re.search(rf"is in use: pico-\w+-001 \(process {process.pid} on ", refused.stderr), refused.stderr
@@ -167,7 +169,7 @@ def test_a_run_in_progress_keeps_removals_out_and_a_killed_one_goes_on(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     # Its workers end with it; Prefect's server has a guard.
-    wait_until(lambda: not any(is_alive(pid) for pid, of in below.items() if "prefect" not in of), 20.0, f"{below}")
+    wait_until(lambda: not any(is_alive(pid) for pid, of in below.items() if "prefect" not in of), 60.0, f"{below}")
     files = hashes(store)
     there = weights(store)
     # The killed run has not finished: it goes on from what it has.

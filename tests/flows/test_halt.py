@@ -12,10 +12,10 @@ import pytest
 from flows.run import RunOptions, run
 from mot_core.artifacts import Store
 from mot_core.errors import Halted
-from mot_core.spec import Experiment
 from mot_core.steps import Step
+from tests.pico import pico_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def hashes(run_dir: Path) -> dict[tuple[str, str], str]:
@@ -23,7 +23,8 @@ def hashes(run_dir: Path) -> dict[tuple[str, str], str]:
     return {(method, seed): row["sha256"] for method, seeds in students.items() for seed, row in seeds.items()}
 
 
-def test_a_halted_run_goes_on_to_the_same_weights(pico_spec: Experiment, tmp_path: Path) -> None:
+def test_a_halted_run_goes_on_to_the_same_weights(pico_models: Path, tmp_path: Path) -> None:
+    spec = pico_experiment(pico_models, methods=[{"name": "std"}, {"name": "mot"}])
     options = RunOptions(tmp_path / "store", workers=2)
     published: list[str] = []
 
@@ -34,13 +35,13 @@ def test_a_halted_run_goes_on_to_the_same_weights(pico_spec: Experiment, tmp_pat
                 options.halt.request("a person's run came first")
 
     with pytest.raises(Halted, match="a person's run came first"):
-        run(pico_spec, options, watch)
+        run(spec, options, watch)
     done = {manifest.identity for manifest in Store(options.store).manifests()}
     assert "branch" in published and "merge" not in published
     with pytest.raises(Halted):  # asked for before it begins: nothing is started
-        run(pico_spec, options)
+        run(spec, options)
     assert {manifest.identity for manifest in Store(options.store).manifests()} == done
-    halted = run(pico_spec, RunOptions(options.store, workers=2))
-    straight = run(pico_spec, replace(RunOptions(), store=tmp_path / "other", workers=2))
+    halted = run(spec, RunOptions(options.store, workers=2))
+    straight = run(spec, replace(RunOptions(), store=tmp_path / "other", workers=2))
     assert json.loads((halted / "summary.json").read_text())["step_counts"]["reused"] == len(done)
     assert hashes(halted) == hashes(straight)

@@ -163,7 +163,7 @@ def test_a_spec_with_written_teachers_loads_plans_and_generates(pico_models: Pat
 
 def test_writers_need_no_torch() -> None:
     code = "import sys, mot_core.lab.writers; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
 def test_the_import_path_is_the_class() -> None:

@@ -38,7 +38,7 @@ from mot_core.workers.pool import WorkerPool
 from mot_core.world import resolve
 from tasks.invocation import Halt, Invocation
 from tests.pico import pico_document
-from tests.processes import write_spec
+from tests.processes import wait_until, write_spec
 
 pytestmark = pytest.mark.slow
 Watch = Callable[[Step, dict[str, Any]], None]
@@ -173,14 +173,14 @@ def test_a_night_makes_way_for_a_run_that_is_there(nights: Nights) -> None:
 
 
 def test_a_night_that_made_way_goes_on_the_next_one(nights: Nights) -> None:
-    grown, came = nights.with_cells(SIXTH), list[str]()
+    grown, came, halt = nights.with_cells(SIXTH), list[str](), Halt()
 
     def watch(step: Step, event: dict[str, Any]) -> None:
         if step.kind == "completions" and step.spec["seed"] == 6 and not came:
             came.append("bob")
-            time.sleep(0.5)  # the poll comes before the next step
+            wait_until(lambda: halt.reason is not None, 60.0, "the poll comes before the next step")
 
-    done = nights.night(watch=watch, spec=grown, occupied=lambda: "run y of bob is active" if came else None)
+    done = nights.night(watch=watch, spec=grown, halt=halt, occupied=lambda: "run y of bob is active" if came else None)
     assert (done.state, done.digest["reason"]) == ("stopped", "run y of bob is active")
     assert [(visit["cell"], visit["state"]) for visit in done.digest["visits"]] == [(SIXTH[0], "stopped")]
     assert [row["cell"] for row in done.digest["remaining"]] == [SIXTH[0]]

@@ -73,7 +73,7 @@ class Stopped(Exception):
 
 def test_two_processes_that_were_killed_go_on_to_the_same_bits(pico_models: Path, tmp_path: Path) -> None:
     often = RunSettings(threads=1, checkpoint_seconds=0.0)
-    wanted: dict[str, Any] = {"devices": 2, "settings": often, "extra": {"keeps_optimizer": True}}
+    wanted: dict[str, Any] = {"devices": 2, "settings": often, "num_steps": 20, "extra": {"keeps_optimizer": True}}
 
     def train(store: Store, events: list[dict[str, Any]]) -> Published:
         return branch(store, pico_models / "student", events=events, **wanted)
@@ -93,7 +93,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bits(pico_models: Path
         train(store, Stops())
     events: list[dict[str, Any]] = []
     resumed = train(store, events)
-    assert 1 < min(event["done"] for event in events if "done" in event) <= 5, "it did not begin again"
+    assert 1 < min(event["done"] for event in events if "done" in event) < 20, "it did not begin again"
     assert log_of(resumed) == log_of(whole)
     for name in ("model.safetensors", STATE_FILE):
         assert sha256_of(resumed.path / name) == sha256_of(whole.path / name)

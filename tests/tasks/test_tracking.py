@@ -297,7 +297,7 @@ def test_a_tracker_that_is_away_leaves_the_run_pending(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
     started = time.monotonic()
     outcome = track_run(store, run_dir)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # by itself MLflow asks again for many minutes
     assert outcome.problem and outcome.parent_run_id is None and outcome.logged == 0
     text = (run_dir / "tracking.json").read_text()
     assert json.loads(text)["state"] == "pending" and "127.0.0.1" in text
@@ -316,7 +316,7 @@ def test_a_server_that_says_nothing_is_given_up_soon(store: Store, monkeypatch: 
         started = time.monotonic()
         outcome = track_run(store, run_dir_of(store.root))
     assert outcome.problem is not None
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_run_without_tables_fails_alone(store: Store) -> None:

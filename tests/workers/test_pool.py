@@ -97,6 +97,7 @@ def test_an_unexpected_error_is_told_with_its_type_and_the_output_is_kept(pool: 
 def test_a_log_that_cannot_be_written_costs_no_worker(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
+    pool.start()
     process = pool._process
     monkeypatch.setattr(Store, "log_path", lambda store, identity: Path(log))
     seen: list[tuple[str, dict[str, Any]]] = []
@@ -134,7 +135,7 @@ def test_closing_ends_everything_and_refuses_more(tmp_path: Path) -> None:
     assert process is not None
     below = [process.pid, *descendants(process.pid)]
     pool.close()
-    wait_until(lambda: not any(map(is_alive, below)), 10.0, "workers end with their pool")
+    wait_until(lambda: not any(map(is_alive, below)), 60.0, "workers end with their pool")
     with pytest.raises(WorkerError, match="stopped before this step ran; run the same command again"):
         pool.run([PROBLEMS], 0, listen([]))
 
@@ -160,7 +161,7 @@ def test_the_most_urgent_job_goes_first(tmp_path: Path) -> None:
 
             threads.append(threading.Thread(target=go))
             threads[-1].start()
-            wait_until(lambda: len(pool._slots._waiting) == len(threads), 10.0, "the job queues up")
+            wait_until(lambda: len(pool._slots._waiting) == len(threads), 60.0, "the job queues up")
         with pool._condition:
             assert taken == ()
             pool._slots.give_back(taken)
