@@ -16,6 +16,7 @@ os.environ.update(
         "XDG_RUNTIME_DIR": f"{_HOME}/runtime",  # devices that tests play are no other session's
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "HF_HUB_OFFLINE": "1",
@@ -24,10 +25,12 @@ os.environ.update(
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_HOME}/prefect.db",
     }
 )
-for _name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+# Processes that tests start keep what Python compiles: hundreds of them import the same files.
+for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 from mot_core.spec import Experiment  # noqa: E402
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from tests.serving import Served
 
 ROOT = Path(__file__).resolve().parent.parent
+# How long an example takes is the machine's business.
+settings.register_profile("mot", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mot")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "ignore:unclosed database:ResourceWarning",  # MLflow leaves its SQLite connections to the garbage collector
     ):
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two workers, each with a file at a time, end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,6 +99,23 @@ def pico_spec(pico_models: Path) -> Experiment:
 def drive_environment() -> dict[str, Any]:
     """The environment of a driver process."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def _prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from tests.servers import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect-api"), "--no-services", "--no-ui") as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def prefect_api(_prefect_url: str) -> Iterator[None]:
+    """One server for the flow runs of all processes that a module's tests start; a temporary server for each, which is
+    what they start by themselves, takes as long as a small run does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", _prefect_url)
+        yield
 
 
 @pytest.fixture(scope="session")

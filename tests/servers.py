@@ -59,14 +59,14 @@ def running(
 
 
 @contextlib.contextmanager
-def prefect_server(home: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def prefect_server(home: Path, *options: str) -> Iterator[tuple[str, dict[str, str]]]:
     """A Prefect server with a database of its own; `(API URL, environment of its clients)`."""
     port = free_port()
     environment = {
         **os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
     }  # fmt: skip
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), *options]
     url = f"http://127.0.0.1:{port}/api"
     with running(command, home, "prefect-server", environment, f"{url}/health"):
         yield url, {**environment, "PREFECT_API_URL": url}

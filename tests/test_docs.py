@@ -22,6 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
 def test_the_whole_experiment_of_extending_runs_as_printed(tmp_path: Path, drive_environment: dict[str, str]) -> None:
     for language, mark in (("python", r"# (\w+\.py)\n"), ("yaml", r"# (\w+\.yaml)\n")):
         for block in blocks(language):
@@ -34,7 +35,7 @@ def test_the_whole_experiment_of_extending_runs_as_printed(tmp_path: Path, drive
     (script,) = [block for block in blocks("") if "mot run my.yaml" in block]
     environment = {**drive_environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        ["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (summary,) = (tmp_path / "my-store" / "runs").glob("*/summary.json")

@@ -75,7 +75,7 @@ def mot(hub: PicoHub, *arguments: str, overrides: list[str], cwd: Path) -> str:
     """What a `mot` command prints."""
     sets = [word for override in overrides for word in ("--set", override)]
     done = subprocess.run(
-        [sys.executable, "-m", "flows", *arguments, *sets], cwd=cwd, capture_output=True, text=True, timeout=600,
+        [sys.executable, "-m", "flows", *arguments, *sets], cwd=cwd, capture_output=True, text=True, timeout=900,
         env=in_environment(hub, MOT_R1_KEY=KEY, COLUMNS="200"), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-3000:]
@@ -144,6 +144,7 @@ def check_run(run_dir: Path, spec: Experiment) -> dict[str, Any]:
     ],
     ids=["boba", "s1k"],
 )
+@pytest.mark.usefixtures("prefect_api")
 def test_the_papers_preset_runs_to_its_report(
     hub: PicoHub, tmp_path: Path, variant: str, first_question: str, changes: list[str]
 ) -> None:
@@ -168,6 +169,7 @@ def test_the_papers_preset_runs_to_its_report(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("prefect_api")
 def test_the_single_gpu_preset_runs_to_its_reports(hub: PicoHub, tmp_path: Path) -> None:
     """Both variants by one command, one after the other."""
     fewer = ["problems.num_problems=20", "evaluation.path.methods=[mot]"]
@@ -275,7 +277,7 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measure
         small = write_pico_of(root / "small", spec.student.model)
         command = [sys.executable, "-m", "tests.drive_memory", preset, str(student), str(small), str(root), *overrides]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=600, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            command, capture_output=True, text=True, timeout=900, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

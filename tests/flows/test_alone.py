@@ -15,7 +15,7 @@ from mot_core.files import read_jsonl
 from mot_core.lab.families import draw_problems
 from tests.processes import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_api")]
 
 
 def mot(*arguments: str, cwd: Path, environment: dict[str, str]) -> str:
@@ -76,7 +76,7 @@ def test_generate_tells_a_wrong_teacher_field(tmp_path: Path, drive_environment:
     done = subprocess.run(
         [sys.executable, "-m", "flows", "generate", "problems.jsonl", "out.jsonl", "--teacher", "lab:running-total",
          "--set", "completor=vllm"],
-        cwd=tmp_path, env={**drive_environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env={**drive_environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1
     assert "completor: unknown field (value 'vllm'); did you mean 'completer'?" in done.stderr

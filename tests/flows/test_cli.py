@@ -30,7 +30,7 @@ def mot(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, prefect_api: None) -> Path:
     """A store that holds one finished run of `smoke`."""
     store = tmp_path_factory.mktemp("cli") / "store"
     done = mot("run", "smoke", "--store", str(store))

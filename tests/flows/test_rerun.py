@@ -14,7 +14,7 @@ from mot_core.artifacts import Store
 from tests.pico import pico_document
 from tests.processes import ROOT, write_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_api")]
 
 
 def small(models: Path, **changes: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Driver:
         spec = write_spec(self.folder / f"spec-{self.count}.yaml", document)
         return subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "tests.drive", str(spec), str(self.store.root)],
-            capture_output=True, text=True, cwd=ROOT, env=self.environment, timeout=300,
+            capture_output=True, text=True, cwd=ROOT, env=self.environment, timeout=900,
         )  # fmt: skip
 
     def run(self, document: dict[str, Any]) -> dict[str, Any]:

@@ -36,10 +36,13 @@ def test_task_runs_are_named_after_what_they_do_and_a_second_run_is_reused(
     server: tuple[str, dict[str, str]], pico_models: Path, tmp_path: Path
 ) -> None:
     url, environment = server
-    spec = write_spec(tmp_path / "spec.yaml", pico_experiment(pico_models).model_dump(mode="json"))
+    spec = write_spec(
+        tmp_path / "spec.yaml",
+        pico_experiment(pico_models, methods=[{"name": "std"}, {"name": "mot"}]).model_dump(mode="json"),
+    )
     for _ in range(2):
         command = [sys.executable, "-W", "ignore", "-m", "tests.drive", str(spec), str(tmp_path / "store")]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
     flows = ask(url, "/flow_runs/filter", {"sort": "START_TIME_ASC"})
     assert [flow["state_type"] for flow in flows] == ["COMPLETED", "COMPLETED"]
