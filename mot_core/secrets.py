@@ -84,15 +84,20 @@ def without_secrets() -> Iterator[None]:
 def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         if is_secret(name):
-            yield value.strip()
-            yield from map(str.strip, value.split("\n"))  # what a worker prints is masked a line at a time
+            yield from _with_lines(value)
             yield from _of_json(value)
         if "://" in value and "@" in value:
             yield from _of_url(value)
 
 
+def _with_lines(value: str) -> Iterator[str]:
+    """A secret, and each line of it: what a worker prints is masked a line at a time."""
+    yield value.strip()
+    yield from map(str.strip, value.split("\n"))
+
+
 def _of_json(text: str) -> Iterator[str]:
-    """What a credential that is written as a JSON object holds under names of secrets, and each line of it."""
+    """What a credential that is written as a JSON object holds under names of secrets."""
     if not text.lstrip().startswith("{"):
         return
     with contextlib.suppress(ValueError, RecursionError):
@@ -104,8 +109,7 @@ def _of_json(text: str) -> Iterator[str]:
             elif isinstance(value, list):
                 waiting += [(name, one) for one in value]
             elif isinstance(value, str) and is_secret(name):
-                yield value.strip()
-                yield from map(str.strip, value.split("\n"))
+                yield from _with_lines(value)
 
 
 def _of_url(url: str) -> Iterator[str]:

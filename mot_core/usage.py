@@ -91,11 +91,10 @@ class _Watch:
         try:
             while True:
                 over = self._done.wait(self.interval)
-                if not over or not self.rows or time.monotonic() - self._before[0] >= SHORTEST:
-                    self._look()
+                if over and self.rows and time.monotonic() - self._before[0] < SHORTEST:
+                    self.rows[-1].update(self.progress)  # too soon for a row of its own
                 else:
-                    # Too soon for a row of its own, yet the last one says how far the step came.
-                    self.rows[-1].update(self.progress)
+                    self._look()
                 if over:
                     return
         except Exception as error:

@@ -134,7 +134,6 @@ def check_run(run_dir: Path, spec: Experiment) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("variant", "first_question", "changes"),
     [
@@ -168,7 +167,6 @@ def test_the_papers_preset_runs_to_its_report(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("prefect_api")
 def test_the_single_gpu_preset_runs_to_its_reports(hub: PicoHub, tmp_path: Path) -> None:
     """Both variants by one command, one after the other."""
@@ -298,7 +296,6 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measure
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("preset", MEMORY)
 def test_a_branch_and_a_merge_with_the_whole_vocabulary_stay_in_their_bounds(
     measure: Callable[[str], Measured], preset: str
@@ -324,7 +321,6 @@ def test_a_branch_and_a_merge_with_the_whole_vocabulary_stay_in_their_bounds(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_papers_branch_over_two_processes_is_the_same(measure: Callable[[str], Measured], tmp_path: Path) -> None:
     """FSDP over gloo with the preset's precision, packing, checkpointing and loss, and the whole vocabulary."""
     one = measure("paper-qwen3-14b:boba")

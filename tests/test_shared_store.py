@@ -20,7 +20,6 @@ from mot_core.steps import Step
 from tests.processes import ROOT, wait_until
 from tests.sft.branches import branch
 
-pytestmark = pytest.mark.timeout(600)
 DAY = 86_400.0
 EXPIRY_SECONDS = 8.0
 LONG = 240.0

@@ -15,7 +15,7 @@ from mot_core.files import read_jsonl
 from mot_core.lab.families import draw_problems
 from tests.processes import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_api")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 
 def mot(*arguments: str, cwd: Path, environment: dict[str, str]) -> str:

@@ -27,7 +27,7 @@ from mot_core.tables import load_results
 from tests.pico import pico_document, pico_experiment
 from tests.processes import ROOT, descendants, is_alive, start_driver, wait_until, write_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.slow
 
 
 def evaluation(models: Path, k: int = 2, path_k: int = 1) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mot_core.errors import Halted
 from mot_core.steps import Step
 from tests.pico import pico_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 
 def hashes(run_dir: Path) -> dict[tuple[str, str], str]:

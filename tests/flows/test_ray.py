@@ -57,7 +57,6 @@ def published(store: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
 def test_a_cluster_publishes_what_threads_do_from_both_nodes(
     cluster: tuple[RayCluster, dict[str, str]], pico_models: Path, tmp_path: Path, drive_environment: dict[str, str]
 ) -> None:
@@ -83,7 +82,6 @@ def test_a_cluster_publishes_what_threads_do_from_both_nodes(
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
 def test_a_failing_branch_ends_the_run_with_its_own_error(
     cluster: tuple[RayCluster, dict[str, str]], pico_models: Path, tmp_path: Path
 ) -> None:
@@ -101,7 +99,6 @@ def test_a_failing_branch_ends_the_run_with_its_own_error(
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
 def test_a_lost_worker_costs_a_step_its_start_and_no_more(
     cluster: tuple[RayCluster, dict[str, str]], pico_models: Path, tmp_path: Path
 ) -> None:

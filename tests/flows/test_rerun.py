@@ -14,7 +14,7 @@ from mot_core.artifacts import Store
 from tests.pico import pico_document
 from tests.processes import ROOT, write_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_api")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 
 def small(models: Path, **changes: Any) -> dict[str, Any]:

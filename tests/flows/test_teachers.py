@@ -18,7 +18,7 @@ from mot_core.tables import load_results
 from tests.endpoint import Call, Endpoint, Reply, reply
 from tests.pico import pico_document, style_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 KEY = "a-key-that-nobody-may-see-4711"
 
 

@@ -18,7 +18,6 @@ from mot_core.grading.pool import GradingPool
 from mot_core.grading.verdicts import GradeItem, Verdict
 from tests.processes import descendants, wait_until
 
-pytestmark = pytest.mark.timeout(300)
 CASES = Path(__file__).with_name("cases.jsonl")
 
 

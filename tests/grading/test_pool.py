@@ -19,7 +19,6 @@ from mot_core.grading.pool import GradingPool
 from mot_core.grading.verdicts import Graded, GradeItem, Verdict
 from tests.processes import ROOT, descendants, is_alive, wait_until
 
-pytestmark = pytest.mark.timeout(300)
 MOODY = "tests.grading.graders:moody"
 SLOW = "tests.grading.graders:slow"
 MEET = "tests.grading.graders:meet"

@@ -68,7 +68,6 @@ def test_the_loss_counts_the_completion_and_its_end_alone(smollm: Path) -> None:
 
 @installed
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_round_of_the_preset_makes_a_student(smollm: Path, tmp_path: Path) -> None:
     """The preset itself, with fewer problems, steps and examples a step."""
     small = [

@@ -29,7 +29,6 @@ from tests.processes import ROOT, write_spec
 MERGEKIT = os.environ.get("MOT_MERGEKIT_PYTHON")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(not MERGEKIT, reason="needs MOT_MERGEKIT_PYTHON, of an environment made by make mergekit"),
 ]
 SCRIPT = ROOT / "tests" / "independent_round.py"

@@ -16,7 +16,7 @@ from mot_core.artifacts import Store
 from tests.pico import pico_document
 from tests.processes import ROOT, wait_until, write_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_api")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 START_SECONDS = 800.0
 
 

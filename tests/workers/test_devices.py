@@ -180,7 +180,6 @@ class FlowProcess:
         return "waiting for" in self.log.read_text()
 
 
-@pytest.mark.timeout(300)
 def test_two_runs_share_two_devices(tmp_path: Path) -> None:
     runs = [FlowProcess(tmp_path, "first", jobs=2, devices=1)]
     try:

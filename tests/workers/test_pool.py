@@ -19,8 +19,6 @@ from mot_core.workers.parent import Parent
 from mot_core.workers.pool import WorkerPool, union_seconds, visible_devices
 from tests.processes import descendants, is_alive, wait_until
 
-pytestmark = pytest.mark.timeout(300)
-
 PROBLEMS = Step(
     "problems",
     {
