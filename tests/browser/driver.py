@@ -61,6 +61,8 @@ class PrefectPages:
         """Go from the list of deployments to one's form."""
         self.page.goto(f"{self.url}/v2/deployments")
         self.page.get_by_placeholder("Search deployments").fill(deployment)
+        # The search becomes the page's address a moment later, which would take a click before that back to the list.
+        self.page.wait_for_url(re.compile(rf"flowOrDeploymentName={re.escape(deployment)}(&|$)"))
         name = re.compile(rf"^{re.escape(deployment)}$")
         self.page.locator("a[href*='/deployments/deployment/']").filter(has_text=name).first.click()
         self.page.get_by_role("button", name="Run", exact=True).click()
