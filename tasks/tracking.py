@@ -130,7 +130,7 @@ def _logged(client: Any, store: Store, run_dir: Path, uri: str) -> TrackingOutco
     shown = _masked(uri, uri)
     try:
         if (run_dir / STUDY).is_file():
-            plans = plan_study(run_dir)
+            plans = plan_study(store, run_dir)
             name = f"study-{plans[0].params['study']}"
         elif (run_dir / DIGEST).is_file():
             plans, name = plan_night(run_dir), NIGHTS

@@ -123,7 +123,7 @@ class _Planner:
             tuple(self.headlines()), inputs, None,
             tuple((self.run_dir / name, place) for name, place in places if (self.run_dir / name).exists()),
             {path.name: sha256_of(path) for path in tables if path.name not in INVOCATION_TABLES},
-            self.started, self.started,
+            self.started, self.started + float(self.summary["wall_seconds"]),
         )  # fmt: skip
 
     def headlines(self) -> Iterator[Point]:
@@ -146,6 +146,8 @@ class _Planner:
         several = len(self.spec["budgets"]) > 1
         branches = [self.manifest(branch["identity"]) for branch in (student or {}).get("branches", ())]
         trained = {one for manifest in branches for one in self.corpora_of(manifest)}
+        evaluations = [self.manifest(one["identity"]) for one in (student or {}).get("evaluations", ())]
+        spans = [(m.started, m.ended) for m in (*branches, *evaluations) if m] or [(self.started, self.started)]
         teacher = student["teacher"] if student else None
         costs = [
             (metric_name("cost", name), value, 0)
@@ -163,8 +165,7 @@ class _Planner:
             (*_unique(point for row in scores for point in _score_points(row)), *_path_points(scores), *costs,
              *(self.answers(teacher) if teacher else ())),
             tuple(sorted(trained | set(self.benchmarks(budget, seed, student)))), None, (), {},
-            min((m.started for m in branches if m), default=self.started),
-            max((m.ended for m in branches if m), default=self.started),
+            min(began for began, _ in spans), max(ended for _, ended in spans),
         )  # fmt: skip
 
     def answers(self, teacher: str) -> Iterator[Point]:

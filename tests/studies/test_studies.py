@@ -147,6 +147,9 @@ def test_mlflow_has_a_run_a_cell(said: dict[str, list[dict[str, Any]]], store: S
     assert {run.data.params["rounds"] for run in cells} == {"1", "2", "3"}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in cells)
     assert all("matched_path/mot/test/sums" in run.data.metrics for run in cells)
+    took = {run.info.run_id: run.info.end_time - run.info.start_time for run in runs}
+    assert took[parent.info.run_id] == pytest.approx(1000 * record_of(said, "rounds")["wall_seconds"], abs=2)
+    assert all(0 <= took[run.info.run_id] <= took[parent.info.run_id] for run in cells)
     assert "figure.png" in {one.path for one in client.list_artifacts(parent.info.run_id)}
 
 

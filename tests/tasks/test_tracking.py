@@ -123,6 +123,13 @@ def test_the_tree_has_every_method_round_and_branch(tracked: tuple[Path, Trackin
     assert (outcome.logged, outcome.unchanged) == (25, 0)
     assert runs["experiment"].info.run_id == outcome.parent_run_id
     assert runs["experiment"].data.tags["mot.git_commit"] == index["provenance"]["commit"]
+    instant = [key for key, run in runs.items() if run.info.end_time == run.info.start_time]
+    assert instant == [
+        "budget=matched_path/method=ensemble/seed=1"
+    ]  # a vote over others' answers has no step of its own
+    # The summary is written once more after tracking, which its last wall time includes.
+    wall = json.loads((run_dir_of(root) / "summary.json").read_text())["wall_seconds"]
+    assert runs["experiment"].info.end_time - runs["experiment"].info.start_time <= 1000 * wall
 
 
 def test_metrics_are_those_of_the_summary(tracked: tuple[Path, TrackingOutcome]) -> None:
