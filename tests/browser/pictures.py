@@ -97,7 +97,8 @@ def picture_of_runs(page: Page, address: str, path: Path) -> Path:
     assistant = page.get_by_text("MLflow Assistant", exact=True)
     if assistant.count():
         assistant.locator("xpath=ancestor::*[.//button][1]").get_by_role("button").last.click()
-    page.wait_for_timeout(6000)  # charts come after their titles, one by one
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    page.wait_for_timeout(6000)  # charts come one by one
     return save(
         page, path, {"x": 0, "y": 0, "width": 1036, "height": 900}
     )  # beside it the assistant, where it stays open

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.tracking_views import NAMES, view_links, view_path
+from tests.processes import wait_until
 from tests.servers import mlflow_server
 from tests.tasks.runs import two_tracked_runs
 
@@ -69,12 +70,19 @@ def show(page: Any, url: str, text: str) -> None:
     page.get_by_text(text, exact=True).first.wait_for()
 
 
+def comes_to(read: Callable[[], Any], wanted: Any) -> None:
+    """Read a page until it shows this: rows and charts come one by one."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: read() == wanted, PATIENCE_MS / 1000, "what the page shows")
+    assert read() == wanted
+
+
 def drawn(page: Any) -> dict[str, list[str]]:
-    """What a view shows once its last chart is drawn: under `sections` their names, under `charts` their titles."""
+    """What a view shows, once there is a chart: under `sections` their names, under `charts` their titles."""
     page.locator(".js-plotly-plot .main-svg").last.wait_for()
 
     def first_lines(test_id: str) -> list[str]:
-        return [one.inner_text().strip().splitlines()[0] for one in page.get_by_test_id(test_id).all()]
+        return [one.inner_text().strip().partition("\n")[0] for one in page.get_by_test_id(test_id).all()]
 
     return {
         "sections": first_lines("experiment-view-compare-runs-section-header"),
@@ -90,11 +98,14 @@ def groups(page: Any) -> set[str]:
 def test_methods_side_by_side(page: Any, server: str, told: dict[str, str]) -> None:
     """Of the newer run alone, a row a method, and no chart that MLflow draws by itself."""
     show(page, view_links(server, told["experiment_id"])["Methods side by side"], "Accuracy on test")
-    assert groups(page) == METHODS
-    assert drawn(page) == {
-        "sections": ["Accuracy on test", "What it cost"],
-        "charts": ["test/sums/avg_at_2", "test/panel/avg_at_1", "cost/training_tokens", "cost/teacher_tokens"],
-    }
+    comes_to(lambda: groups(page), METHODS)
+    comes_to(
+        lambda: drawn(page),
+        {
+            "sections": ["Accuracy on test", "What it cost"],
+            "charts": ["test/sums/avg_at_2", "test/panel/avg_at_1", "cost/training_tokens", "cost/teacher_tokens"],
+        },
+    )
     page.get_by_test_id("saved-views-trigger").click()  # the page lists all three by name
     for name in NAMES.values():
         page.get_by_role("menuitem", name=name).wait_for()
@@ -102,21 +113,30 @@ def test_methods_side_by_side(page: Any, server: str, told: dict[str, str]) -> N
 
 def test_methods_as_a_table(page: Any, server: str, told: dict[str, str]) -> None:
     show(page, f"{server}/{view_path(told['experiment_id'], 'mot-methods', table=True)}", "test/panel/avg_at_1")
-    assert groups(page) == METHODS
-    headers = [text.strip() for text in page.get_by_role("columnheader").all_inner_texts()]
-    assert [name for name in dict.fromkeys(headers) if name.startswith("test/")] == [
-        "test/sums/avg_at_2",
-        "test/panel/avg_at_1",
-    ]
+    comes_to(lambda: groups(page), METHODS)
+
+    def columns() -> list[str]:
+        headers = [text.strip() for text in page.get_by_role("columnheader").all_inner_texts()]
+        return [name for name in dict.fromkeys(headers) if name.startswith("test/")]
+
+    comes_to(columns, ["test/sums/avg_at_2", "test/panel/avg_at_1"])
 
 
 def test_teachers_by_dataset(page: Any, server: str, told: dict[str, str]) -> None:
     show(page, view_links(server, told["experiment_id"])["Teachers by dataset"], "Students of one teacher")
-    assert groups(page) == {"ann", "bob"}
-    assert drawn(page) == {
-        "sections": ["Students of one teacher", "The teacher's own answers"],
-        "charts": ["test/sums/avg_at_2", "test/panel/avg_at_1", "teacher/correct_share", "teacher/completion_tokens"],
-    }
+    comes_to(lambda: groups(page), {"ann", "bob"})
+    comes_to(
+        lambda: drawn(page),
+        {
+            "sections": ["Students of one teacher", "The teacher's own answers"],
+            "charts": [
+                "test/sums/avg_at_2",
+                "test/panel/avg_at_1",
+                "teacher/correct_share",
+                "teacher/completion_tokens",
+            ],
+        },
+    )
 
 
 def test_a_runs_description_leads_to_accuracy_by_round(page: Any, server: str, told: dict[str, str]) -> None:
@@ -126,10 +146,11 @@ def test_a_runs_description_leads_to_accuracy_by_round(page: Any, server: str, t
     opened = opening.value
     opened.set_default_timeout(PATIENCE_MS)
     opened.get_by_text("Accuracy on dev by round", exact=True).first.wait_for()
-    assert groups(opened) == METHODS
-    assert drawn(opened) == {
-        "sections": ["Accuracy on dev by round"], "charts": ["dev/sums/avg_at_1", "dev/panel/avg_at_1"],
-    }  # fmt: skip
+    comes_to(lambda: groups(opened), METHODS)
+    comes_to(
+        lambda: drawn(opened),
+        {"sections": ["Accuracy on dev by round"], "charts": ["dev/sums/avg_at_1", "dev/panel/avg_at_1"]},
+    )
     opened.close()
 
 
@@ -141,4 +162,4 @@ def test_a_branchs_page_has_system_metrics(
     found = MlflowClient(two_runs[0]).search_runs([told["experiment_id"]], "tags.`mot.role` = 'branch'", max_results=1)
     place = f"{server}/#/experiments/{told['experiment_id']}/runs/{found[0].info.run_id}/system-metrics"
     show(page, place, "cpu_utilization_percentage")
-    assert page.get_by_text("system_memory_usage_megabytes", exact=True).count() >= 1
+    page.get_by_text("system_memory_usage_megabytes", exact=True).first.wait_for()

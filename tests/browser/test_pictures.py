@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_the_pictures_of_a_finished_run_show_something(page: Page, served: Served, tmp_path: Path) -> None:
-    parameters = {"preset": "smoke", "rounds": 1, "overrides": ['methods=[{"name": "base"}, {"name": "mot"}]']}
+    parameters = {"preset": "smoke", "rounds": 1, "overrides": ['methods=[{"name": "std"}, {"name": "mot"}]']}
     served.ends(served.submit("experiment/experiment", parameters), "COMPLETED")
     taken = take_pictures(page, served.prefect, served.mlflow, tmp_path)
     assert {"prefect-form", "prefect-run", "prefect-scores"} < set(taken)
