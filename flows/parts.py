@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.index import provenance_of
-from flows.run import Announce, RunOptions, check_devices, outline_of, pool_of, prepared
+from flows.run import Announce, RunOptions, check_devices, looking_up, outline_of, pool_of, prepared
 from mot_core.artifacts import Published, Store
 from mot_core.files import write_atomically
 from mot_core.identity import fingerprint
@@ -90,7 +90,7 @@ class _Part:
 def _run_part(spec: Experiment, options: RunOptions, watch: Watcher, announce: Announce, wanted: Any) -> _Part:
     """Publish the steps that `wanted` chooses from the experiment's outline, and what they need; their records by its keys."""
     store = Store(options.store)
-    with contextlib.closing(pool_of(store, options)) as pool:
+    with contextlib.closing(pool_of(store, options)) as pool, looking_up(store, spec.name) as looked_up:
         check_devices(spec, pool.devices)
         world, drawn = prepare(spec, resolve(spec), store.open(), publish=True)
         outline, _ = outline_of(spec, world)
@@ -99,6 +99,7 @@ def _run_part(spec: Experiment, options: RunOptions, watch: Watcher, announce: A
         run_dir = store.root / "runs" / f"part-{spec.name}-{fingerprint([step.identity for step in steps])[:8]}"
         invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, ()):
+            looked_up()
             write_steps(run_dir, steps, world.locators, spec.keep, finished=False)
             from flows.orchestrate import in_flow_run, run_part
 

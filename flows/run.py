@@ -94,16 +94,16 @@ def run(
     options = options or RunOptions()
     clock = time.monotonic()
     store = Store(options.store)
-    with contextlib.closing(pool_of(store, options)) as pool:
+    with contextlib.closing(pool_of(store, options)) as pool, looking_up(store, spec.name) as looked_up:
         check_devices(spec, pool.devices)
-        world = resolve(spec)
-        world, drawn = prepare(spec, world, store.open(), publish=True)
+        world, drawn = prepare(spec, resolve(spec), store.open(), publish=True)
         outline, steps = outline_of(spec, world)
         with explain_disk_errors(f"store {store.root}"):
             run_dir = new_run_dir(store, spec.name, spec.identity)
             write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
         invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept_of(spec, outline, steps)):
+            looked_up()
             _run(spec, outline, steps, invocation, run_dir, clock, options.tracked)
     return run_dir
 
@@ -126,6 +126,16 @@ def _run(
     from flows.orchestrate import in_flow_run, run_experiment
 
     in_flow_run(run_experiment, invocation, spec.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def looking_up(store: Store, name: str) -> Iterator[Callable[[], None]]:
+    """Nothing is removed from a store that is there while models are looked up in it for a run, which is not registered yet;
+    call what this gives once it is."""
+    with contextlib.ExitStack() as held:
+        if (store.root / "locks").is_dir():
+            held.enter_context(store.in_use(f"{name}, being prepared"))
+        yield held.close
 
 
 @contextlib.contextmanager

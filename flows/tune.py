@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.experiment import Outline
-from flows.run import Announce, RunOptions, check_devices, outline_of, pool_of, prepared
+from flows.run import Announce, RunOptions, check_devices, looking_up, outline_of, pool_of, prepared
 from mot_core.artifacts import Store
 from mot_core.files import write_atomically
 from mot_core.identity import canonical_json, fingerprint
@@ -81,15 +81,15 @@ def tune(
     """Run the sweep (reusing what is published) and choose; the record lies in `STORE/tuning/<identity>.json`."""
     options = options or RunOptions()
     store = Store(options.store)
-    with contextlib.closing(pool_of(store, options)) as pool:
+    with contextlib.closing(pool_of(store, options)) as pool, looking_up(store, spec.name) as looked_up:
         check_devices(spec, pool.devices)
-        world = resolve(spec)
-        world, drawn = prepare(spec, world, store.open(), publish=True)
+        world, drawn = prepare(spec, resolve(spec), store.open(), publish=True)
         outlines, steps, identity = sweep_outline(spec, world)
         kept = kept_places(spec.keep, {step.identity for step in steps}, (), ())  # its result is scores, and no student
         run_dir = store.root / "runs" / f"tune-{spec.name}-{identity[:8]}"
         invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept):
+            looked_up()
             write_steps(run_dir, steps, world.locators, spec.keep, finished=False)
             from flows.orchestrate import in_flow_run, run_sweep
 

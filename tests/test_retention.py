@@ -17,7 +17,7 @@ import pytest
 
 import mot_core.removal
 from flows.parts import evaluate_model, verify_rationales
-from flows.run import RunOptions, outline_of
+from flows.run import RunOptions, outline_of, run
 from flows.studies.base import Cell, Findings, Options, Setup, Study
 from flows.studies.run import run_study
 from flows.tune import tune
@@ -34,6 +34,7 @@ from mot_core.sft.optimizers import STATE_FILE
 from mot_core.spec import Experiment
 from mot_core.steps import Step, walk
 from mot_core.workers.pool import WorkerPool
+from mot_core.world import World, resolve
 from tests.pico import pico_experiment
 from tests.processes import ROOT
 
@@ -407,6 +408,34 @@ def test_whoever_computes_keeps_removals_out_until_it_ends_or_is_killed(store: S
     assert not list((store.root / "locks").glob("use-*"))
 
 
+@pytest.mark.parametrize("module", ["run", "tune", "parts"])
+def test_nothing_goes_while_models_are_looked_up(
+    store: Store, pico_models: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """A model may lie in the store, and before the run is on record nothing names it."""
+    start: Any = {"run": run, "tune": tune, "parts": verify_rationales}[module]
+    users: list[str] = []
+
+    def look(spec: Experiment) -> World:
+        with pytest.raises(StoreError, match=r"is in use: pico, being prepared \(process "):
+            remove_unwanted(store)
+        return resolve(spec)
+
+    def enough(*of_flow: Any) -> None:
+        users.extend(remove_unwanted(store, dry_run=True).users)
+        raise StoreError("enough")
+
+    monkeypatch.setattr(f"flows.{module}.resolve", look)
+    monkeypatch.setattr("flows.orchestrate.in_flow_run", enough)
+    monkeypatch.setattr(WorkerPool, "start", lambda pool: None)
+    methods = [{"name": "base"}, {"name": "mot"}]
+    with pytest.raises(StoreError, match="enough"):
+        start(pico_experiment(pico_models, methods=methods), RunOptions(store.root))
+    [user] = users  # from then on under the run's own name
+    assert "pico-" in user and "being prepared" not in user
+    assert remove_unwanted(store).users == []
+
+
 USER = textwrap.dedent(
     """
     import sys
@@ -575,10 +604,10 @@ def test_on_random_stores_what_goes_is_what_nobody_keeps(store: Store, seed: int
     steps = random_graph(chance)[:10]
     publish(store, *steps)
     kept: dict[str, set[str]] = {}
-    for run in range(chance.randrange(1, 4)):
+    for number in range(chance.randrange(1, 4)):
         keep = chance.choice(["all", "merged", "last"])
         path = sorted(chance.sample(steps, chance.randrange(1, min(4, len(steps)) + 1)), key=steps.index)
-        record_run(store, f"r{run}-12345678-001", keep, path)
+        record_run(store, f"r{number}-12345678-001", keep, path)
         for step in walk(path):
             files = kept.setdefault(step.identity, set())
             if keep == "all" or (keep == "merged" and step in path):
