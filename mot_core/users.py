@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from mot_core.errors import StoreError
+from mot_core.files import explain_disk_errors
 
 GATE, USE = "gc.lock", "use-"
 GATE_SECONDS = 2.0  # users pass the gate in microseconds; whoever holds it for longer removes things
@@ -28,28 +29,37 @@ GATE_SECONDS = 2.0  # users pass the gate in microseconds; whoever holds it for 
 @contextlib.contextmanager
 def in_use(locks: Path, what: str, is_run: bool = False) -> Iterator[None]:
     """Keep removals out for as long as the block takes; waits for one that is under way. Where the store cannot be
-    written nothing is held: who may only read it must not be stopped. `is_run` tells runs from what works for them."""
-    held = _enter(locks)
+    written nothing is held: who may only read it must not be stopped. `is_run` tells runs from what works for them.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    user = {"what": what, "run": is_run, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    with explain_disk_errors(f"store {locks.parent}"):
+        held = _enter(locks, json.dumps(user).encode())
     if held is None:
         yield
         return
     with held:
         try:
-            user = {"what": what, "run": is_run, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-            json.dump(user, held)
-            held.flush()
             yield
         finally:
             Path(held.name).unlink(missing_ok=True)
 
 
-def _enter(locks: Path) -> IO[str] | None:
-    """A file that this user alone holds; None where nothing can be written."""
+def _enter(locks: Path, user: bytes) -> IO[bytes] | None:
+    """A file that this user alone holds, and that says who it is; None where nothing can be written."""
     try:
         with _gate(locks, fcntl.LOCK_SH):
-            held = (locks / f"{USE}{os.getpid()}-{secrets.token_hex(4)}.json").open("x")
+            held = (locks / f"{USE}{os.getpid()}-{secrets.token_hex(4)}.json").open("xb", buffering=0)
             fcntl.flock(held, fcntl.LOCK_EX)
-            return held
+        try:
+            held.write(user)
+        except OSError:
+            held.close()
+            Path(held.name).unlink(missing_ok=True)
+            raise
+        return held
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise

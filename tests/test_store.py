@@ -277,6 +277,9 @@ def test_a_full_disk_is_refused_at_opening(small_disk: Path) -> None:
                 raise OSError("full")
     with pytest.raises(StoreError, match="the disk is full"):
         Store(small_disk / "store").open()
+    with pytest.raises(StoreError, match="the disk is full"), Store(small_disk / "store").in_use("a run"):
+        pass
+    assert not list((small_disk / "store" / "locks").glob("use-*"))
 
 
 @pytest.mark.mount
