@@ -92,7 +92,7 @@ def run(
         MotError: the first failure. What was published stays; the same call goes on from it.
     """
     options = options or RunOptions()
-    clock = time.monotonic()
+    started, clock = time.time(), time.monotonic()
     store = Store(options.store)
     with contextlib.closing(pool_of(store, options)) as pool, looking_up(store, spec.name) as looked_up:
         check_devices(spec, pool.devices)
@@ -101,7 +101,7 @@ def run(
         with explain_disk_errors(f"store {store.root}"):
             run_dir = new_run_dir(store, spec.name, spec.identity)
             write_atomically(run_dir / "spec.yaml", spec_to_yaml(spec))
-        invocation = Invocation(run_dir.name, store, pool, world, watch, shards=options.shards)
+        invocation = Invocation(run_dir.name, store, pool, world, watch, started=started, shards=options.shards)
         with prepared(invocation, steps, drawn, options.halt, announce, kept_of(spec, outline, steps)):
             looked_up()
             _run(spec, outline, steps, invocation, run_dir, clock, options.tracked)
@@ -130,8 +130,8 @@ def _run(
 
 @contextlib.contextmanager
 def looking_up(store: Store, name: str) -> Iterator[Callable[[], None]]:
-    """Nothing is removed from a store that is there while models are looked up in it for a run, which is not registered yet;
-    call what this gives once it is."""
+    """Keep removals out of an existing store while a run that is not registered yet looks its models up there; call what this
+    gives once it is."""
     with contextlib.ExitStack() as held:
         if (store.root / "locks").is_dir():
             held.enter_context(store.in_use(f"{name}, being prepared"))

@@ -15,7 +15,7 @@ from typing import Any
 
 from mot_core.identity import canonical_json, fingerprint
 
-PLAN_VERSION = 3  # raised when the same run is to be logged otherwise: what was logged is then replaced
+PLAN_VERSION = 4  # raised when the same run is to be logged otherwise: what was logged is then replaced
 MAX_PARAM_CHARACTERS = 5_900  # MLflow refuses 6,001
 MAX_NAME_CHARACTERS = 200  # MLflow's stores agree on 250
 # Metrics of the machine that a branch was trained on: logged, and outside of `content`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -408,32 +409,33 @@ def test_whoever_computes_keeps_removals_out_until_it_ends_or_is_killed(store: S
     assert not list((store.root / "locks").glob("use-*"))
 
 
-@pytest.mark.parametrize("module", ["run", "tune", "parts"])
+@pytest.mark.parametrize(
+    ("module", "begin"), [("run", run), ("tune", tune), ("parts", verify_rationales), ("studies.run", begin_study)]
+)
 def test_nothing_goes_while_models_are_looked_up(
-    store: Store, pico_models: Path, monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
+    store: Store, pico_models: Path, monkeypatch: pytest.MonkeyPatch, module: str,
+    begin: Callable[[Experiment, RunOptions], Any],
+) -> None:  # fmt: skip
     """A model may lie in the store, and before the run is on record nothing names it."""
-    start: Any = {"run": run, "tune": tune, "parts": verify_rationales}[module]
     users: list[str] = []
 
     def look(spec: Experiment) -> World:
-        with pytest.raises(StoreError, match=r"is in use: pico, being prepared \(process "):
+        with pytest.raises(StoreError, match=r"is in use: (pico, being prepared|study-one-smoke-\w+-001) \(process "):
             remove_unwanted(store)
         return resolve(spec)
 
-    def enough(*of_flow: Any) -> None:
+    def interrupt(*_: Any) -> None:
         users.extend(remove_unwanted(store, dry_run=True).users)
-        raise StoreError("enough")
+        raise Interrupted
 
     monkeypatch.setattr(f"flows.{module}.resolve", look)
-    monkeypatch.setattr("flows.orchestrate.in_flow_run", enough)
+    monkeypatch.setattr("flows.orchestrate.in_flow_run", interrupt)
     monkeypatch.setattr(WorkerPool, "start", lambda pool: None)
-    methods = [{"name": "base"}, {"name": "mot"}]
-    with pytest.raises(StoreError, match="enough"):
-        start(pico_experiment(pico_models, methods=methods), RunOptions(store.root))
+    with pytest.raises(Interrupted):
+        begin(pico_experiment(pico_models, methods=[{"name": "base"}, {"name": "mot"}]), RunOptions(store.root))
     [user] = users  # from then on under the run's own name
-    assert "pico-" in user and "being prepared" not in user
-    assert remove_unwanted(store).users == []
+    assert re.match(r"(tune-|part-|study-)?(pico|one-smoke)-\w+", user), user
+    assert remove_unwanted(store, dry_run=True).users == []
 
 
 USER = textwrap.dedent(
