@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mot_core.completers.base import Accept, Completion, Request, Source
 from mot_core.spec import Experiment
+from tests.processes import wait_until
 
 STEPS_PER_ROUND = 4
 
@@ -170,8 +171,9 @@ class Chatty(Scripted):
 
 
 class Unhurried(Scripted):
-    """A teacher that takes two seconds, so that a test can act while its step is computed."""
+    """A teacher that takes until its process is asked to halt."""
 
     def complete(self, requests: list[Request], accept: Accept, progress: Callable[[int], None]) -> None:
-        time.sleep(2.0)
+        setter: Any = signal.getsignal(signal.SIGUSR1)  # a method of the worker's flag
+        wait_until(lambda: setter.__self__.is_set, 300.0, "a request to halt")
         super().complete(requests, accept, progress)

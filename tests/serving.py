@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,10 +25,10 @@ from urllib.request import Request, urlopen
 from flows.serving.authentication import PREFECT_AUTH
 from flows.serving.services import start_of
 from tests.processes import ROOT
-from tests.servers import free_port
+from tests.servers import MLFLOW_PATIENCE, free_port
 
-PATIENCE = float(os.environ.get("MOT_TEST_PATIENCE", "240"))
-"""Seconds for what takes ten on a quiet machine."""
+PATIENCE = float(os.environ.get("MOT_TEST_PATIENCE", "900"))
+"""Seconds for what takes ten to thirty on a quiet machine, a whole small run among them."""
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -80,10 +81,10 @@ class Served:
         request = Request(f"{self.prefect}/api{path}", data, headers, method=method)
         for attempts_left in reversed(range(10)):
             try:
-                with urlopen(request, timeout=60) as response:
+                with urlopen(request, timeout=120) as response:
                     return json.loads(response.read() or b"null")
             except HTTPError as error:
-                # SQLite is locked for moments while runs write; Prefect's own clients ask again, too.
+                # SQLite is locked while runs write, for up to a minute; Prefect's own clients ask again, too.
                 if error.code != 503 or not attempts_left:
                     raise
                 time.sleep(1)
@@ -147,7 +148,7 @@ class Served:
                 if mark in Path(f"/proc/{pid}/environ").read_bytes():
                     found.append(pid)
         assert found, f"flow run {run} has no process\n{self.log()}"
-        return min(found, key=lambda pid: start_of(pid) or 0)
+        return min(found, key=lambda pid: start_of(pid) or math.inf)
 
     def log(self) -> str:
         """The end of the worker's log, for a failure's message."""
@@ -169,6 +170,7 @@ def serving(folder: Path, **environment: str) -> Iterator[Served]:
         }
         own = {
             "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2", "MOT_FAILURE_WEBHOOK": address, "MOT_WORKERS": "2",
+            **MLFLOW_PATIENCE,
         }  # fmt: skip
         served = Served(folder / "home", folder / "store", {**kept, **own, **environment}, told=told)
         try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Request
 
 MISSING = "needs Chromium and playwright: make browser"
 PATIENCE_MS = 120_000
@@ -58,11 +59,9 @@ class PrefectPages:
         self.page, self.url = page, url.rstrip("/")
 
     def open_form(self, deployment: str) -> None:
-        """Go from the list of deployments to one's form."""
-        self.page.goto(f"{self.url}/v2/deployments")
-        self.page.get_by_placeholder("Search deployments").fill(deployment)
-        # The search becomes the page's address a moment later, which would take a click before that back to the list.
-        self.page.wait_for_url(re.compile(rf"flowOrDeploymentName={re.escape(deployment)}(&|$)"))
+        """Go from the list of deployments to one's form. The list's search is part of its address, where it is given: what is
+        typed comes there a moment later, and would take a click before that back to the list."""
+        self.page.goto(f"{self.url}/v2/deployments?flowOrDeploymentName={quote(deployment)}")
         name = re.compile(rf"^{re.escape(deployment)}$")
         self.page.locator("a[href*='/deployments/deployment/']").filter(has_text=name).first.click()
         self.page.get_by_role("button", name="Run", exact=True).click()
@@ -118,17 +117,21 @@ class PrefectPages:
 
     def submit(self) -> str:
         """Start the run, and go to its page; the flow run's id. The page may only check the form again at the first press,
-        after it had found a fault, and a busy server may refuse one: a person presses once more."""
-        from playwright.sync_api import TimeoutError as NothingSent
-
+        after it had found a fault, and a busy server may refuse one: a person presses once more, but not while there is
+        no answer, which would start a second run."""
+        asked: list[Request] = []
+        self.page.on("request", lambda one: asked.append(one) if one.url.endswith("/create_flow_run") else None)
         for _ in range(3):
-            with contextlib.suppress(NothingSent):
-                with self.page.expect_response(re.compile("/create_flow_run$"), timeout=30_000) as made:
-                    self.page.get_by_role("button", name="Submit").click()
-                if made.value.status == 201:
-                    run = str(made.value.json()["id"])
-                    self.open_run(run)
-                    return run
+            del asked[:]
+            self.page.get_by_role("button", name="Submit").click()
+            end = time.monotonic() + 60
+            while not asked and time.monotonic() < end:
+                self.page.wait_for_timeout(100)
+            answer = asked[0].response() if asked else None
+            if answer is not None and answer.status == 201:
+                run = str(answer.json()["id"])
+                self.open_run(run)
+                return run
         raise AssertionError(f"the form was not taken:\n{self.page.locator('form').inner_text()}")
 
     def open_run(self, run: str, tab: str | None = None) -> None:

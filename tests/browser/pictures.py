@@ -92,6 +92,7 @@ def picture_of_scores(prefect: PrefectPages, run: dict[str, Any], out: Path) -> 
 def picture_of_runs(page: Page, address: str, path: Path) -> Path:
     """An experiment's runs in MLflow."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
+    page.goto("about:blank")  # an address that differs after its # only would not be loaded anew
     page.goto(address)
     page.get_by_text("mot", exact=False).first.wait_for()
     assistant = page.get_by_text("MLflow Assistant", exact=True)

@@ -82,7 +82,7 @@ def drawn(page: Any) -> dict[str, list[str]]:
     page.locator(".js-plotly-plot .main-svg").last.wait_for()
 
     def first_lines(test_id: str) -> list[str]:
-        return [one.inner_text().strip().partition("\n")[0] for one in page.get_by_test_id(test_id).all()]
+        return [text.strip().partition("\n")[0] for text in page.get_by_test_id(test_id).all_inner_texts()]
 
     return {
         "sections": first_lines("experiment-view-compare-runs-section-header"),
@@ -141,7 +141,7 @@ def test_teachers_by_dataset(page: Any, server: str, told: dict[str, str]) -> No
 
 def test_a_runs_description_leads_to_accuracy_by_round(page: Any, server: str, told: dict[str, str]) -> None:
     show(page, f"{server}/#/experiments/{told['experiment_id']}/runs/{told['parent_run_id']}", "Accuracy by round")
-    with page.context.expect_page() as opening:
+    with page.context.expect_page(timeout=PATIENCE_MS) as opening:
         page.get_by_role("link", name="Accuracy by round").click()
     opened = opening.value
     opened.set_default_timeout(PATIENCE_MS)

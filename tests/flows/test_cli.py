@@ -25,7 +25,6 @@ def mot(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
     )
 
 

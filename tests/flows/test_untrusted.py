@@ -32,7 +32,7 @@ from tests.endpoint import Call, Endpoint, Reply, reply, status
 from tests.flows.hostile import HOSTILE
 from tests.pico import pico_document, style_of
 from tests.processes import ROOT, write_spec
-from tests.servers import free_port, running
+from tests.servers import MLFLOW_ENVIRONMENT, MLFLOW_PATIENCE, free_port, running
 
 pytestmark = pytest.mark.slow
 
@@ -105,13 +105,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     ]  # fmt: skip
     with (
         running(prefect_server, root, "prefect-server", environment, f"http://127.0.0.1:{prefect}/api/health"),
-        running(mlflow_server, root, "mlflow-server", environment, f"http://127.0.0.1:{mlflow}/health"),
+        running(
+            mlflow_server,
+            root,
+            "mlflow-server",
+            {**environment, **MLFLOW_ENVIRONMENT},
+            f"http://127.0.0.1:{mlflow}/health",
+        ),
     ):
         secrets = {
             **CANARIES, "PREFECT_API_URL": f"http://{CREDENTIALS}@127.0.0.1:{prefect}/api",
             "MLFLOW_TRACKING_URI": f"http://{CREDENTIALS}@127.0.0.1:{mlflow}",
         }  # fmt: skip
-        yield Place(root, {**environment, **secrets})
+        yield Place(root, {**environment, **MLFLOW_PATIENCE, **secrets})
 
 
 def hostile_rows(document: dict[str, Any], path: Path) -> None:
