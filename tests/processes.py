@@ -39,6 +39,14 @@ def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.01)
 
 
+def comes_to(read: Callable[[], Any], wanted: Any, seconds: float = 120.0) -> None:
+    """Read until it is this, for what another process writes or draws bit by bit; fail with what it was in the end."""
+    end = time.monotonic() + seconds
+    while (found := read()) != wanted and time.monotonic() < end:
+        time.sleep(0.2)
+    assert found == wanted
+
+
 def count_published(store: Path) -> int:
     """The steps published in a store's directory, whether it is there yet or not."""
     return sum(1 for _ in store.glob("objects/*/manifest.json"))

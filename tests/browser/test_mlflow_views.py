@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.tracking_views import NAMES, view_links, view_path
-from tests.processes import wait_until
+from tests.processes import comes_to
 from tests.servers import mlflow_server
 from tests.tasks.runs import two_tracked_runs
 
@@ -68,13 +68,6 @@ def show(page: Any, url: str, text: str) -> None:
     page.goto("about:blank")  # an address that differs after its # only would not be loaded anew
     page.goto(url, timeout=PATIENCE_MS)
     page.get_by_text(text, exact=True).first.wait_for()
-
-
-def comes_to(read: Callable[[], Any], wanted: Any) -> None:
-    """Read a page until it shows this: rows and charts come one by one."""
-    with contextlib.suppress(AssertionError):
-        wait_until(lambda: read() == wanted, PATIENCE_MS / 1000, "what the page shows")
-    assert read() == wanted
 
 
 def drawn(page: Any) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from flows.serving.services import start_of
 from flows.serving.up import status
 from mot_core.artifacts import Store
 from mot_core.provenance import code_version
-from tests.processes import descendants, is_alive, wait_until
+from tests.processes import comes_to, descendants, is_alive, wait_until
 from tests.serving import PATIENCE, Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -30,11 +30,9 @@ def parameters(steps: int, **changes: Any) -> dict[str, Any]:
     return {"preset": "smoke", "rounds": 1, "steps_per_round": steps, "overrides": overrides, **changes}
 
 
-def comes_to(served: Served, run: str, states: dict[str, str]) -> None:
+def tasks_come_to(served: Served, run: str, states: dict[str, str]) -> None:
     """Wait until task runs are in these states: a server writes down what it is told of them when it comes to it."""
-    wait_until(
-        lambda: {name: served.tasks(run).get(name) for name in states} == states, PATIENCE, f"task runs in {states}"
-    )
+    comes_to(lambda: {name: served.tasks(run).get(name) for name in states}, states, PATIENCE)
 
 
 @dataclass
@@ -75,7 +73,7 @@ def test_cancel_ends_every_process_within_ten_seconds_and_frees_the_device(serve
     # What it held is free: the next run starts, finds what is published, and ends.
     after = served.submit("experiment/experiment", parameters(2))
     served.ends(after, "COMPLETED")
-    comes_to(served, after, {"generate running-total": "Reused"})
+    tasks_come_to(served, after, {"generate running-total": "Reused"})
 
 
 def test_a_paused_run_stops_at_the_next_published_step_and_goes_on_when_it_is_resumed(served: Served) -> None:
@@ -94,7 +92,7 @@ def test_a_paused_run_stops_at_the_next_published_step_and_goes_on_when_it_is_re
         one for one in map(Store(served.store).manifest, set(published) - before) if one and one.kind == "branch"
     ]
     assert len(branches) == 2  # whichever of the two came first: the other one was let to publish
-    comes_to(served, run, {"generate running-total": "Reused"})
+    tasks_come_to(served, run, {"generate running-total": "Reused"})
     tasks = served.tasks(run)
     assert not any(name.startswith("evaluate") and state == "Completed" for name, state in tasks.items())
 
@@ -127,7 +125,9 @@ def test_a_failed_branch_is_explained_and_a_retry_computes_it_alone(served: Serv
 
     served.set_state(run, "SCHEDULED", "AwaitingRetry", message="Retry from the UI")
     served.ends(run, "COMPLETED")
-    comes_to(served, run, {name: "Reused" if state == "Completed" else "Completed" for name, state in branches.items()})
+    tasks_come_to(
+        served, run, {name: "Reused" if state == "Completed" else "Completed" for name, state in branches.items()}
+    )
 
 
 def test_a_worker_with_other_code_than_was_registered_refuses(served: Served) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.pico import pico_experiment
-from tests.processes import ROOT, write_spec
+from tests.processes import ROOT, comes_to, write_spec
 from tests.servers import prefect_server
 
 pytestmark = pytest.mark.slow
@@ -58,10 +57,7 @@ def test_task_runs_are_named_after_what_they_do_and_a_second_run_is_reused(
 
     # What becomes of a task run is told in events, which the server writes down when it comes to them.
     for flow, state in zip(flows, ("Completed", "Reused"), strict=True):
-        end = time.monotonic() + 120
-        while of_stages(states_of(flow)) != {state} and time.monotonic() < end:
-            time.sleep(0.5)
-        assert of_stages(states_of(flow)) == {state}, states_of(flow)
+        comes_to(lambda flow=flow: of_stages(states_of(flow)), {state})
     first, second = map(states_of, flows)
     assert any(name.startswith("finetune ") and "mot round 2" in name for name in first)
     assert {name for name in first if not name.startswith(("score table", "compare"))} <= set(second)
